@@ -1,0 +1,1 @@
+"""EXPORT: the canonical decoder as ONNX; the op contract."""

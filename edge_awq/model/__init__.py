@@ -1,0 +1,1 @@
+"""MODEL: a Hugging Face checkpoint becomes one canonical decoder; families are data."""

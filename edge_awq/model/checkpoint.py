@@ -1,0 +1,140 @@
+"""Weights of a Hugging Face folder, read a few tensors at a time; nothing in a checkpoint is ever executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from edge_awq.errors import EdgeAwqError
+
+# File of all weights, or index of the files that share them; the first that exists is read.
+LAYOUTS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+DOWNLOAD_AGAIN = "download the checkpoint again"
+
+
+class Checkpoint:
+    """The tensors of one folder by name.
+
+    A shard is open only while ``read`` copies from it, so that no mapping of a many-gigabyte file stays resident.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shards: dict[str, Path] = {}
+        for shard, expected in _find_shards(folder).items():
+            found = _shapes(shard)
+            if missing := sorted((expected or set()) - set(found)):
+                raise EdgeAwqError(f"{shard}: tensor '{missing[0]}' is named by the index but not in the file",
+                                   hint=DOWNLOAD_AGAIN)
+            self._shapes.update(found)
+            self._shards.update(dict.fromkeys(found, shard))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The shards, each once."""
+        return tuple(sorted(set(self._shards.values())))
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor; None when the checkpoint has none of that name."""
+        return self._shapes.get(name)
+
+    def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Copies of the named tensors as float32.
+
+        Raises:
+            EdgeAwqError: a tensor is missing, cut short, or holds NaN or infinity.
+        """
+        by_shard: dict[Path, list[str]] = defaultdict(list)
+        for name in names:
+            if name not in self._shards:
+                raise EdgeAwqError(f"{self.folder}: tensor '{name}' is missing", hint=DOWNLOAD_AGAIN)
+            by_shard[self._shards[name]].append(name)
+        tensors = {}
+        for shard, wanted in by_shard.items():
+            for name, tensor in _read(shard, wanted).items():
+                if not torch.isfinite(tensor).all():
+                    bad = int((~torch.isfinite(tensor)).sum())
+                    raise EdgeAwqError(f"{shard}: tensor '{name}' holds {bad} values that are NaN or infinite",
+                                       hint="the checkpoint is damaged or was saved in too small a type; get another copy")
+                tensors[name] = tensor
+        return tensors
+
+
+def _find_shards(folder: Path) -> dict[Path, set[str] | None]:
+    """Shards of the folder, each with the tensor names that an index promises in it."""
+    for single, index in LAYOUTS:
+        if (folder / single).is_file():
+            return {folder / single: None}
+        if (folder / index).is_file():
+            return _read_index(folder / index)
+    expected = ", ".join(name for layout in LAYOUTS for name in layout)
+    raise EdgeAwqError(f"{folder}: no weights; looked for {expected}", hint="download the checkpoint completely")
+
+
+def _read_index(path: Path) -> dict[Path, set[str] | None]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        entries = [(str(name), str(file)) for name, file in weight_map.items()]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise EdgeAwqError(f"{path}: not a valid shard index: {error!r}", hint=DOWNLOAD_AGAIN) from error
+    shards: dict[Path, set[str] | None] = {}
+    for name, file in entries:
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise EdgeAwqError(f"{path}: tensor '{name}' points outside the folder, to '{file}'",
+                               hint="do not use this checkpoint; its index is broken or malicious")
+        shard = path.parent / file
+        if not shard.is_file():
+            raise EdgeAwqError(f"{path.parent}: shard {file} is missing", hint="the download is not complete; resume it")
+        shards.setdefault(shard, set()).add(name)
+    return shards
+
+
+def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
+    if shard.suffix == ".bin":
+        return {name: tuple(tensor.shape) for name, tensor in _load_pickle(shard).items()}
+    try:
+        with safe_open(shard, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise EdgeAwqError(f"{shard}: not a whole safetensors file ({error})", hint=DOWNLOAD_AGAIN) from error
+
+
+def _read(shard: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    if shard.suffix == ".bin":
+        tensors = _load_pickle(shard)
+        return {name: tensors[name].to(torch.float32, copy=True) for name in names}
+    try:
+        with safe_open(shard, framework="pt") as file:
+            return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise EdgeAwqError(f"{shard}: cannot be read ({error})", hint=DOWNLOAD_AGAIN) from error
+
+
+def _load_pickle(shard: Path) -> dict[str, torch.Tensor]:
+    """Map a .bin file; ``weights_only`` refuses any pickle that would run code."""
+    try:
+        try:
+            tensors = torch.load(shard, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # written by torch < 1.6: not a zip, cannot be mapped
+            tensors = torch.load(shard, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise EdgeAwqError(f"{shard}: the pickle holds more than tensors and was not loaded",
+                           hint="it may want to run code; use a safetensors version of the model") from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise EdgeAwqError(f"{shard}: not a whole PyTorch file ({error})", hint=DOWNLOAD_AGAIN) from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise EdgeAwqError(f"{shard}: a table of tensors is expected", hint="use a safetensors version of the model")
+    return tensors

@@ -1,0 +1,123 @@
+"""Rotary positions: frequencies with the scalings found in checkpoints, and their cos/sin tables.
+
+Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), Llama 3.1's frequency ramp.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+import numpy as np
+
+from edge_awq.errors import EdgeAwqError
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """Rotary positions as config.json gives them.
+
+    Attributes:
+        theta: base of the frequencies.
+        rotary_size: leading elements of each head that are rotated (even).
+        kind: how frequencies are scaled; a key of SCALINGS.
+        scaling: the parameters of that scaling.
+        max_positions: positions the model was made for.
+    """
+
+    theta: float
+    rotary_size: int
+    kind: str = "default"
+    scaling: dict[str, Any] = field(default_factory=dict)
+    max_positions: int = 2048
+
+
+def read_rope(raw: dict[str, Any], head_size: int, max_positions: int) -> RopeSpec:
+    """Read rope_theta and rope_scaling (before transformers 5) or rope_parameters (since)."""
+    table = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    kind = table.get("rope_type", table.get("type", "default"))
+    if kind not in SCALINGS:
+        raise EdgeAwqError(f"config.json: rope scaling '{kind}' is not known", hint=f"known: {', '.join(SCALINGS)}")
+    theta = table.get("rope_theta", raw.get("rope_theta", 10000.0))
+    part = table.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
+    spec = RopeSpec(float(theta), int(head_size * part), kind, dict(table), max_positions)
+    try:
+        inverse_frequencies(spec)
+    except (KeyError, TypeError, ZeroDivisionError, ValueError) as error:
+        raise EdgeAwqError(
+            f"config.json: rope scaling '{kind}' lacks or misstates a parameter: {error!r}",
+            hint="download config.json again, or correct it",
+        ) from error
+    return spec
+
+
+def rope_tables(spec: RopeSpec, positions: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin of every position, each [positions, rotary_size // 2] float32, scaled as the model expects."""
+    frequencies, gain = inverse_frequencies(spec)
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]
+    return np.cos(angles) * np.float32(gain), np.sin(angles) * np.float32(gain)
+
+
+def inverse_frequencies(spec: RopeSpec) -> tuple[np.ndarray, float]:
+    """Angle per position, [rotary_size // 2] float32, and the gain on cos and sin."""
+    exponents = np.arange(0, spec.rotary_size, 2, dtype=np.float32) / spec.rotary_size
+    base = (1.0 / np.power(np.float32(spec.theta), exponents)).astype(np.float32)
+    frequencies, gain = SCALINGS[spec.kind](base, spec)
+    return frequencies.astype(np.float32), gain
+
+
+def _unscaled(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
+    return base, 1.0
+
+
+def _linear(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
+    return base / np.float32(spec.scaling["factor"]), 1.0
+
+
+def _llama3(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
+    """Long wavelengths are slowed by ``factor``, short ones kept, a ramp lies between."""
+    table = spec.scaling
+    low, high = table["low_freq_factor"], table["high_freq_factor"]
+    turns = table["original_max_position_embeddings"] * base / (2 * math.pi)  # rotations in the old context
+    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return base * (keep + (1 - keep) / table["factor"]), 1.0
+
+
+def _yarn(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
+    """Per dimension: kept above ``beta_fast`` rotations, slowed below ``beta_slow``, a ramp between (YaRN, eq. 23)."""
+    table = spec.scaling
+    original = table.get("original_max_position_embeddings") or spec.max_positions
+    factor = table.get("factor") or spec.max_positions / original
+
+    def dimension_of(rotations: float) -> float:
+        wavelength = original / (rotations * 2 * math.pi)
+        return spec.rotary_size * math.log(wavelength) / (2 * math.log(spec.theta))
+
+    first, last = dimension_of(table.get("beta_fast") or 32), dimension_of(table.get("beta_slow") or 1)
+    if table.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, spec.rotary_size - 1)
+    slowed = np.clip((np.arange(len(base)) - first) / max(last - first, 1e-3), 0.0, 1.0)
+    return base * (1 - slowed) + base / factor * slowed, _yarn_gain(table, factor)
+
+
+def _yarn_gain(table: dict[str, Any], factor: float) -> float:
+    def gain(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if table.get("attention_factor") is not None:
+        return float(table["attention_factor"])
+    if table.get("mscale") and table.get("mscale_all_dim"):
+        return gain(table["mscale"]) / gain(table["mscale_all_dim"])
+    return gain(1.0)
+
+
+SCALINGS: dict[str, Callable[[np.ndarray, RopeSpec], tuple[np.ndarray, float]]] = {
+    "default": _unscaled,
+    "linear": _linear,
+    # Within max_positions, which edge-awq never exceeds, dynamic NTK scaling leaves the frequencies alone.
+    "dynamic": _unscaled,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}

@@ -1,0 +1,1 @@
+"""QUANTIZE: int4 maths, calibration statistics, AWQ scale and clip search."""

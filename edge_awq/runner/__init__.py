@@ -1,0 +1,1 @@
+"""RUN: generation, sampling, metrics, run log."""
