@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,8 @@ class Target:
 
 
 def profile_folder() -> Path:
-    """Where the profiles lie: beside this file once installed, at the top of a checkout before."""
-    import profiles
-
-    return Path(profiles.__file__).parent
+    """Where the profiles lie: in the installed package, or in ``profiles/`` of an editable checkout."""
+    return Path(str(resources.files("edge_awq.profiles")))
 
 
 def load_targets() -> tuple[Target, ...]:

@@ -28,7 +28,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama2": ("LlamaConfig", {"num_key_value_heads": 4}),
     "llama3": ("LlamaConfig", {"rope_parameters": LLAMA3, "head_dim": 32}),
-    "llama-linear-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    "llama-linear-rope": ("LlamaConfig", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}),
     "llama-yarn": ("LlamaConfig", {"rope_parameters": YARN}),
     "llama-biased": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": ("LlamaConfig", {"head_dim": 64, "num_attention_heads": 8, "num_key_value_heads": 1}),
@@ -40,7 +40,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_tiny(folder: Path, architecture: str = "llama3", seed: int = 0, **changes: Any) -> transformers.PreTrainedModel:
+def make_tiny(
+    folder: Path, architecture: str = "llama3", seed: int = 0, **changes: Any
+) -> transformers.PreTrainedModel:
     """Write a random checkpoint of ``architecture`` into ``folder``; returns the float32 model that wrote it."""
     kind, differs = ARCHITECTURES[architecture]
     config = getattr(transformers, kind)(**{**BASE, **differs, **changes})

@@ -68,7 +68,7 @@ class Checkpoint:
                 if not torch.isfinite(tensor).all():
                     bad = int((~torch.isfinite(tensor)).sum())
                     raise EdgeAwqError(f"{shard}: tensor '{name}' holds {bad} values that are NaN or infinite",
-                                       hint="the checkpoint is damaged or was saved in too small a type; get another copy")
+                                       hint="the checkpoint is damaged, or saved in too small a type; get another copy")
                 tensors[name] = tensor
         return tensors
 
@@ -97,7 +97,7 @@ def _read_index(path: Path) -> dict[Path, set[str] | None]:
                                hint="do not use this checkpoint; its index is broken or malicious")
         shard = path.parent / file
         if not shard.is_file():
-            raise EdgeAwqError(f"{path.parent}: shard {file} is missing", hint="the download is not complete; resume it")
+            raise EdgeAwqError(f"{path.parent}: shard {file} is missing", hint="the download is not complete; go on")
         shards.setdefault(shard, set()).add(name)
     return shards
 
@@ -107,7 +107,7 @@ def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in _load_pickle(shard).items()}
     try:
         with safe_open(shard, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise EdgeAwqError(f"{shard}: not a whole safetensors file ({error})", hint=DOWNLOAD_AGAIN) from error
 

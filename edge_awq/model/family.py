@@ -86,7 +86,7 @@ def read_family(path: Path) -> Family:
     return Family(**table)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_families() -> tuple[Family, ...]:
     """All families that ship with edge-awq, by file name."""
     return tuple(read_family(path) for path in sorted(FOLDER.glob("*.toml")))

@@ -1,0 +1,179 @@
+"""The bundle: the directory that travels from the workstation to the device.
+
+    NAME.bundle/
+      manifest.json        what it is, how it was made, and the sha256 and size of every other file
+      model.onnx           the canonical graph; its large tensors are ranges of weights.safetensors
+      weights.safetensors  every tensor, once
+      tokenizer.json ...   tokenizer, generation config and chat template of the source model
+      engines/             the graph compiled for a runtime, here or on the device
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_awq.errors import EdgeAwqError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+GRAPH = "model.onnx"
+WEIGHTS = "weights.safetensors"
+ENGINES = "engines"
+BUILD_AGAIN = "build it again, or copy it again from where it was built"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle holds and how it was made.
+
+    Attributes:
+        source: folder name or hub id of the model; ``revision`` its commit, where the hub names one.
+        precision: "w4a16" or "fp16".
+        config: the canonical DecoderConfig as a table.
+        context: tokens that fit into the KV cache.
+        quant: recipe, group size, symmetry, bits of the head, calibration.
+        report: per block what the quantizer measured and chose.
+        engine: how the graph was compiled for ``target`` during the build, None where the device does that.
+        files: name -> {"sha256", "bytes"} of every file but the manifest.
+    """
+
+    name: str
+    source: str
+    revision: str | None
+    family: str
+    precision: str
+    config: dict[str, Any]
+    context: int
+    prefill_chunk: int
+    target: str
+    runtime: str
+    contract_version: int
+    quant: dict[str, Any]
+    report: list[dict[str, Any]]
+    engine: dict[str, Any] | None
+    tool_versions: dict[str, str]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle; ``open`` has checked whatever it was asked to check."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path | str, verify: bool = True) -> Bundle:
+        """Read the manifest and, with ``verify``, every file's size and hash.
+
+        Raises:
+            EdgeAwqError: not a bundle, of a newer schema, or with a missing or damaged file.
+        """
+        path = Path(path)
+        bundle = cls(path, _read_manifest(path))
+        bundle.check_sizes()
+        if verify:
+            bundle.check_hashes()
+        return bundle
+
+    @property
+    def graph(self) -> Path:
+        """The canonical graph."""
+        return self.path / GRAPH
+
+    @property
+    def weights(self) -> Path:
+        """The weights file."""
+        return self.path / WEIGHTS
+
+    def check_sizes(self) -> None:
+        """Every file of the manifest is there and has its size; takes no reading."""
+        for name, entry in self.manifest.files.items():
+            file = self.path / name
+            if not file.is_file():
+                raise EdgeAwqError(f"{self.path}: {name} is missing", hint=BUILD_AGAIN)
+            if file.stat().st_size != entry["bytes"]:
+                raise EdgeAwqError(f"{file}: {file.stat().st_size} bytes, the manifest says {entry['bytes']}",
+                                   hint=BUILD_AGAIN)
+
+    def check_hashes(self) -> None:
+        """Every file of the manifest has its sha256."""
+        for name, entry in self.manifest.files.items():
+            if hash_file(self.path / name) != entry["sha256"]:
+                raise EdgeAwqError(f"{self.path / name} is damaged: its sha256 is not the manifest's", hint=BUILD_AGAIN)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise EdgeAwqError(f"{path} is not a bundle: it has no {MANIFEST}",
+                           hint="edge-awq build MODEL -o NAME.bundle makes one")
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        schema = table["schema"]
+        known = {entry.name for entry in dataclasses.fields(Manifest)}
+        if schema == SCHEMA and set(table) == known and all(_is_inside(name) for name in table["files"]):
+            return Manifest(**table)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise EdgeAwqError(f"{file}: damaged ({error!r})", hint=BUILD_AGAIN) from error
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise EdgeAwqError(f"{path}: bundle schema {schema} is newer than this edge-awq, which reads {SCHEMA}",
+                           hint="update edge-awq: pip install -U edge-awq")
+    raise EdgeAwqError(f"{file}: damaged, or of an unknown schema ({schema!r})", hint=BUILD_AGAIN)
+
+
+def _is_inside(name: str) -> bool:
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def hash_file(path: Path, progress: Callable[[int], None] = lambda count: None) -> str:
+    """sha256 of a file as hex; ``progress`` hears the bytes of each piece read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(8 << 20):
+            digest.update(piece)
+            progress(len(piece))
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old or the new one, whole, even after a power cut."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same for bytes."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def seal(folder: Path, manifest: Manifest, final: Path) -> Bundle:
+    """Make ``folder`` the bundle ``final``: hash every file, write the manifest, rename; an older one is replaced."""
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    files = {
+        name: {"sha256": hash_file(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in names
+        if name != MANIFEST
+    }
+    manifest = dataclasses.replace(manifest, files=files)
+    write_text(folder / MANIFEST, json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
+    old = final.with_name(final.name + ".old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    folder.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+    return Bundle(final, manifest)

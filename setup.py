@@ -1,0 +1,44 @@
+"""Package metadata and extras; pyproject.toml holds only the build system and tool settings."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edge_awq/__init__.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="edge-awq",
+    version=VERSION,
+    description="AWQ-quantized language models on Jetson, RTX and plain laptops, with tokens/s and joules",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["edge_awq*"]), "edge_awq.profiles"],
+    package_dir={"edge_awq.profiles": "profiles"},
+    package_data={
+        "edge_awq.model": ["families/*.toml"],
+        "edge_awq.quantize": ["text/*.txt"],
+        "edge_awq.profiles": ["*.toml"],
+    },
+    install_requires=[
+        "click>=8.1",
+        "rich>=13",
+        "numpy>=1.26",
+        "safetensors>=0.5",
+        "tokenizers>=0.20",
+        "huggingface_hub>=0.26",
+        "jinja2>=3.1",
+        "onnx>=1.19",
+        "onnx-graphsurgeon>=0.5.8",
+        "onnxruntime>=1.23",
+        "tomli>=2; python_version < '3.11'",
+    ],
+    extras_require={
+        "quantize": ["torch>=2.4"],
+        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "ruff>=0.9"],
+    },
+    entry_points={"console_scripts": ["edge-awq = edge_awq.cli:main"]},
+)
