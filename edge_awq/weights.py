@@ -24,6 +24,7 @@ import numpy as np
 from edge_awq.errors import EdgeAwqError
 
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "U8": np.dtype("u1")}
+GET_AGAIN = "build or copy the bundle again"
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ def read_layout(path: Path) -> dict[str, StoredTensor]:
                 if name != "__metadata__"
             ]
     except FileNotFoundError as error:
-        raise EdgeAwqError(f"{path} is missing", hint="build or copy the bundle again") from error
+        raise EdgeAwqError(f"{path} is missing", hint=GET_AGAIN) from error
     except (struct.error, ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
-        raise EdgeAwqError(f"{path}: not a safetensors file ({error!r})", hint="build or copy the bundle again") from error
+        raise EdgeAwqError(f"{path}: not a safetensors file ({error!r})", hint=GET_AGAIN) from error
     entries.sort(key=lambda entry: entry.offset)
     if entries and entries[-1].offset + entries[-1].nbytes > path.stat().st_size:
-        raise EdgeAwqError(f"{path}: cut short", hint="build or copy the bundle again")
+        raise EdgeAwqError(f"{path}: cut short", hint=GET_AGAIN)
     return {entry.name: entry for entry in entries}
 
 

@@ -188,7 +188,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def attention_mask(tokens: int, total: int, window: int | None) -> torch.Tensor:
-    """[tokens, total] bool: the newest ``tokens`` of ``total`` positions see themselves and what is before, in the window."""
+    """[tokens, total] bool: each of the newest ``tokens`` positions sees itself and those before it, in the window."""
     query = torch.arange(total - tokens, total)[:, None]
     key = torch.arange(total)[None, :]
     visible = key <= query
