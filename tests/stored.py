@@ -1,0 +1,117 @@
+"""Weights files for tests, and the decoder they stand for.
+
+Quantizing and packing are written here a second time, in plain numpy and from the format's description, so that they
+are an oracle for edge_awq.quantize and not a copy of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from edge_awq.model.decoder import Decoder, Weights
+from edge_awq.model.rope import rope_tables
+from edge_awq.weights import StoredTensor, TensorSpec, WeightsWriter
+
+DTYPE_NAMES = {"float32": "F32", "float16": "F16", "uint8": "U8"}
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """q [N, K] and zero [N, K / g] uint8, not packed; scale [N, K / g] float16."""
+
+    q: np.ndarray
+    scale: np.ndarray
+    zero: np.ndarray
+
+    @property
+    def value(self) -> np.ndarray:
+        """The weight that is meant, (q - zero) * scale, [N, K] float64: exact, as 8 times 11 bits fit 53."""
+        size = self.q.shape[1] // self.scale.shape[1]
+        zero, scale = (np.repeat(part.astype(np.float64), size, axis=1) for part in (self.zero, self.scale))
+        return (self.q - zero) * scale
+
+    def tensors(self, name: str, bits: int) -> dict[str, np.ndarray]:
+        """As the weights file stores them."""
+        pack = pack_nibbles if bits == 4 else np.asarray
+        return {
+            f"{name}.qweight": pack(self.q),
+            f"{name}.scales": self.scale,
+            f"{name}.zero_points": pack(self.zero),
+        }
+
+
+def quantize(weight: np.ndarray, group_size: int, bits: int = 4) -> Quantized:
+    """Round to nearest, asymmetric: each group's range, widened to hold 0, is spread over 2**bits levels."""
+    rows, width = weight.shape
+    groups = weight.astype(np.float64).reshape(rows, width // group_size, group_size)
+    low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    top = 2**bits - 1
+    scale = ((high - low) / top).astype(np.float16)
+    step = np.where(scale == 0, 1, scale).astype(np.float64)
+    zero = np.clip(np.rint(-low / step), 0, top)
+    q = np.clip(np.rint(groups / step[..., None]) + zero[..., None], 0, top)
+    return Quantized(q.reshape(rows, width).astype(np.uint8), scale, zero.astype(np.uint8))
+
+
+def pack_nibbles(values: np.ndarray) -> np.ndarray:
+    """[.., n] of 0..15 -> [.., ceil(n / 2)] bytes, the first of two in the low nibble, an odd end padded with 0."""
+    padded = np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, values.shape[-1] % 2)])
+    return (padded[..., 0::2] + 16 * padded[..., 1::2]).astype(np.uint8)
+
+
+def write_weights(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, StoredTensor]:
+    """Write a weights file; returns its layout."""
+    specs = [TensorSpec(name, DTYPE_NAMES[array.dtype.name], array.shape) for name, array in tensors.items()]
+    with WeightsWriter(path, specs) as writer:
+        for name, array in tensors.items():
+            writer.write(name, array)
+        return writer.layout
+
+
+class StoredDecoder(Decoder):
+    """A decoder whose weights are the values that a weights file stores, so it computes what the file means."""
+
+    def __init__(self, source: Decoder, values: dict[str, torch.Tensor]) -> None:
+        super().__init__(source.folder, source.family, source.config, source.checkpoint)
+        object.__setattr__(self, "values", values)
+
+    def embed(self) -> torch.Tensor:
+        return self.values["embed.weight"]
+
+    def final_norm(self) -> Weights:
+        return {"final_norm.weight": self.values["final_norm.weight"]}
+
+    def head(self) -> torch.Tensor:
+        return self.values["head.weight"]
+
+    def block(self, index: int) -> Weights:
+        prefix = f"blocks.{index}."
+        return {name[len(prefix) :]: value for name, value in self.values.items() if name.startswith(prefix)}
+
+
+def store(decoder: Decoder, path: Path, bits: int = 4, head_bits: int = 4, group_size: int = 64) -> StoredDecoder:
+    """Write the weights file of ``decoder`` (linears of 4 or 16 bits); returns the decoder that it means."""
+    tensors: dict[str, np.ndarray] = {"embed.weight": decoder.embed().numpy().astype(np.float16)}
+    values = {"embed.weight": tensors["embed.weight"].astype(np.float64)}
+    sources = {f"blocks.{i}.{name}": w for i in range(decoder.config.num_layers) for name, w in decoder.block(i).items()}
+    sources.update(decoder.final_norm())
+    sources["head.weight"] = decoder.head()
+    for name, source in sources.items():
+        layer, width = name.removesuffix(".weight"), head_bits if name == "head.weight" else bits
+        if name.endswith("bias") or name.endswith("norm.weight"):
+            tensors[name] = values[name] = source.numpy()
+        elif width < 16:
+            quantized = quantize(source.numpy(), group_size, width)
+            tensors.update(quantized.tensors(layer, width))
+            values[name] = quantized.value
+        else:
+            values[name] = source.numpy().astype(np.float16)
+            if name != "head.weight" or not decoder.tied_head:
+                tensors[name] = values[name]
+    tensors["rope.cos"], tensors["rope.sin"] = rope_tables(decoder.config.rope, decoder.config.max_positions)
+    write_weights(path, tensors)
+    return StoredDecoder(decoder, {name: torch.from_numpy(np.float32(value)) for name, value in values.items()})
