@@ -42,6 +42,7 @@ class Manifest:
         quant: recipe, group size, symmetry, bits of the head, calibration.
         report: per block what the quantizer measured and chose.
         engine: how the graph was compiled for ``target`` during the build, None where the device does that.
+        fingerprint: hash of everything that decided the build; the same again needs no second build.
         files: name -> {"sha256", "bytes"} of every file but the manifest.
     """
 
@@ -60,6 +61,7 @@ class Manifest:
     report: list[dict[str, Any]]
     engine: dict[str, Any] | None
     tool_versions: dict[str, str]
+    fingerprint: str
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     schema: int = SCHEMA
 

@@ -70,7 +70,7 @@ def read_layout(path: Path) -> dict[str, StoredTensor]:
             ]
     except FileNotFoundError as error:
         raise EdgeAwqError(f"{path} is missing", hint=GET_AGAIN) from error
-    except (struct.error, ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise EdgeAwqError(f"{path}: not a safetensors file ({error!r})", hint=GET_AGAIN) from error
     entries.sort(key=lambda entry: entry.offset)
     if entries and entries[-1].offset + entries[-1].nbytes > path.stat().st_size:

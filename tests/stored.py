@@ -72,12 +72,11 @@ def write_weights(path: Path, tensors: dict[str, np.ndarray]) -> dict[str, Store
         return writer.layout
 
 
+@dataclass(frozen=True)
 class StoredDecoder(Decoder):
     """A decoder whose weights are the values that a weights file stores, so it computes what the file means."""
 
-    def __init__(self, source: Decoder, values: dict[str, torch.Tensor]) -> None:
-        super().__init__(source.folder, source.family, source.config, source.checkpoint)
-        object.__setattr__(self, "values", values)
+    values: dict[str, torch.Tensor]
 
     def embed(self) -> torch.Tensor:
         return self.values["embed.weight"]
@@ -95,23 +94,29 @@ class StoredDecoder(Decoder):
 
 def store(decoder: Decoder, path: Path, bits: int = 4, head_bits: int = 4, group_size: int = 64) -> StoredDecoder:
     """Write the weights file of ``decoder`` (linears of 4 or 16 bits); returns the decoder that it means."""
-    tensors: dict[str, np.ndarray] = {"embed.weight": decoder.embed().numpy().astype(np.float16)}
-    values = {"embed.weight": tensors["embed.weight"].astype(np.float64)}
-    sources = {f"blocks.{i}.{name}": w for i in range(decoder.config.num_layers) for name, w in decoder.block(i).items()}
-    sources.update(decoder.final_norm())
-    sources["head.weight"] = decoder.head()
-    for name, source in sources.items():
-        layer, width = name.removesuffix(".weight"), head_bits if name == "head.weight" else bits
-        if name.endswith("bias") or name.endswith("norm.weight"):
-            tensors[name] = values[name] = source.numpy()
-        elif width < 16:
-            quantized = quantize(source.numpy(), group_size, width)
+    tensors: dict[str, np.ndarray] = {}
+    values: dict[str, np.ndarray] = {}
+    for name, source in _float_tensors(decoder).items():
+        layer, kind = name.rsplit(".", 1)
+        width = {"embed": 16, "head": head_bits}.get(layer, bits)
+        if kind == "bias" or layer.endswith("norm"):
+            tensors[name] = values[name] = source
+        elif width == 16:
+            tensors[name] = values[name] = source.astype(np.float16)
+        else:
+            quantized = quantize(source, group_size, width)
             tensors.update(quantized.tensors(layer, width))
             values[name] = quantized.value
-        else:
-            values[name] = source.numpy().astype(np.float16)
-            if name != "head.weight" or not decoder.tied_head:
-                tensors[name] = values[name]
+    if decoder.tied_head:
+        tensors.pop("head.weight", None)  # the embedding serves
     tensors["rope.cos"], tensors["rope.sin"] = rope_tables(decoder.config.rope, decoder.config.max_positions)
     write_weights(path, tensors)
-    return StoredDecoder(decoder, {name: torch.from_numpy(np.float32(value)) for name, value in values.items()})
+    meant = {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}
+    return StoredDecoder(decoder.folder, decoder.family, decoder.config, decoder.checkpoint, meant)
+
+
+def _float_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
+    tensors = {"embed.weight": decoder.embed(), **decoder.final_norm(), "head.weight": decoder.head()}
+    for index in range(decoder.config.num_layers):
+        tensors.update({f"blocks.{index}.{name}": tensor for name, tensor in decoder.block(index).items()})
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny import ARCHITECTURES, make_tiny
 
 from edge_awq.model.decoder import KvCache, load_decoder, logits
+from tiny import ARCHITECTURES, make_tiny
 
 LIMIT = 1e-5  # float32 has 6e-8 per operation; a few thousand of them, in another order, stay below this
 
