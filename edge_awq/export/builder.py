@@ -14,6 +14,7 @@ from edge_awq.weights import StoredTensor
 
 WEIGHTS_FILE = "weights.safetensors"
 STORED_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "U8": TensorProto.UINT8}
+BUILD_AGAIN = "build the bundle again"
 
 
 class GraphBuilder:
@@ -50,17 +51,30 @@ class GraphBuilder:
         self._initializers[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
         return name
 
-    def weight(self, name: str, shape: Sequence[int], packed: bool = False) -> str:
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor as it lies in the weights file.
+
+        Raises:
+            EdgeAwqError: the weights file has no such tensor.
+        """
+        if name not in self.layout:
+            raise EdgeAwqError(f"{WEIGHTS_FILE}: tensor '{name}' is missing", hint=BUILD_AGAIN)
+        return self.layout[name].shape
+
+    def weight(self, name: str, shape: tuple[int, ...], packed: bool = False) -> str:
         """The stored tensor ``name``, read from the weights file; ``packed``: as uint4, two elements a byte.
 
         Raises:
             EdgeAwqError: the weights file has no such tensor, or not of this shape.
         """
-        stored = self.layout.get(name)
-        found = stored and (*stored.shape[:-1], stored.shape[-1] * (2 if packed else 1))
-        if stored is None or found != tuple(shape):
-            state = "is missing" if stored is None else f"has shape {list(found)}, {list(shape)} is expected"
-            raise EdgeAwqError(f"{WEIGHTS_FILE}: tensor '{name}' {state}", hint="build the bundle again")
+        *outer, width = self.stored_shape(name)
+        found = (*outer, width * 2 if packed else width)
+        if found != shape:
+            raise EdgeAwqError(
+                f"{WEIGHTS_FILE}: tensor '{name}' has shape {list(found)}, but the config says {list(shape)}",
+                hint=BUILD_AGAIN,
+            )
+        stored = self.layout[name]
         element_type = TensorProto.UINT4 if packed else STORED_TYPES[stored.dtype]
         tensor = TensorProto(name=name, data_type=element_type, dims=shape, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", WEIGHTS_FILE), ("offset", stored.offset), ("length", stored.nbytes)):

@@ -126,8 +126,7 @@ def _attention(decoder: _Decoder, block: str, index: int, x: str) -> str:
 
 def _rope(decoder: _Decoder) -> list[str]:
     """The cos and sin tables, [context, rotary_size / 2]."""
-    tables = [decoder.graph.layout.get(name) for name in ("rope.cos", "rope.sin")]
-    context = min((table.shape[0] for table in tables if table), default=0)
+    context, _ = decoder.graph.stored_shape("rope.cos")
     shape = (context, decoder.config.rope.rotary_size // 2)
     return [decoder.graph.weight(name, shape) for name in ("rope.cos", "rope.sin")]
 
@@ -148,21 +147,26 @@ def _gated_mlp(decoder: _Decoder, block: str, x: str) -> str:
 def _linear(decoder: _Decoder, name: str, x: str) -> str:
     """x [.., K] @ W.T + bias -> [.., N]; how W is stored says how it is multiplied, a stored bias is added."""
     graph = decoder.graph
-    shape = decoder.config.linear_shape(name.rpartition(".")[2])
     multiply = _quantized_matmul if f"{name}.qweight" in graph.layout else _float_matmul
-    y = multiply(graph, name, x, shape)
+    y = multiply(decoder, name, x)
     if f"{name}.bias" not in graph.layout:
         return y
-    return graph.node("Add", [y, graph.weight(f"{name}.bias", shape[:1])], f"{name}.biased")
+    features, _ = _shape(decoder, name)
+    return graph.node("Add", [y, graph.weight(f"{name}.bias", (features,))], f"{name}.biased")
 
 
-def _quantized_matmul(graph: GraphBuilder, name: str, x: str, shape: tuple[int, int]) -> str:
+def _shape(decoder: _Decoder, name: str) -> tuple[int, int]:
+    """(N, K) of the linear ``name``, inside a block or outside."""
+    return decoder.config.linear_shape(name.rpartition(".")[2])
+
+
+def _quantized_matmul(decoder: _Decoder, name: str, x: str) -> str:
     """4 or 8 bits, as the width of the stored rows tells."""
-    features, width = shape
-    packed = graph.layout[f"{name}.qweight"].shape[-1] * 2 == width
-    groups = graph.layout[f"{name}.scales"].shape[-1]
+    graph, (features, width) = decoder.graph, _shape(decoder, name)
+    packed = graph.stored_shape(f"{name}.qweight")[-1] * 2 == width
+    groups = graph.stored_shape(f"{name}.scales")[-1]
     tensors = [
-        graph.weight(f"{name}.qweight", shape, packed),
+        graph.weight(f"{name}.qweight", (features, width), packed),
         graph.weight(f"{name}.scales", (features, groups)),
         graph.weight(f"{name}.zero_points", (features, groups + groups % 2 if packed else groups), packed),
     ]
@@ -170,10 +174,12 @@ def _quantized_matmul(graph: GraphBuilder, name: str, x: str, shape: tuple[int, 
     return graph.call(op, [x, *tensors], [name], K=width, N=features, group_size=width // groups)
 
 
-def _float_matmul(graph: GraphBuilder, name: str, x: str, shape: tuple[int, int]) -> str:
-    """A head without a matrix of its own is tied: it multiplies by the embedding."""
-    stored = "embed.weight" if name == "head" and "head.weight" not in graph.layout else f"{name}.weight"
-    rows = graph.node("Cast", [graph.weight(stored, shape)], f"{name}.rows", to=TensorProto.FLOAT)
+def _float_matmul(decoder: _Decoder, name: str, x: str) -> str:
+    """A tied head has no matrix of its own: it multiplies by the embedding."""
+    graph, stored = decoder.graph, f"{name}.weight"
+    if name == "head" and stored not in graph.layout and decoder.config.tied_head is not False:
+        stored = "embed.weight"
+    rows = graph.node("Cast", [graph.weight(stored, _shape(decoder, name))], f"{name}.rows", to=TensorProto.FLOAT)
     columns = graph.node("Transpose", [rows], f"{name}.columns", perm=[1, 0])
     return graph.node("MatMul", [x, columns], name)
 
