@@ -12,8 +12,10 @@ import torch
 from onnx_models import RUNTIMES, relative_l2
 
 from edge_awq.errors import EdgeAwqError
-from edge_awq.export.graph import build_graph
+from edge_awq.export.graph import ACTIVATIONS, MLPS, NORMS, POSITIONS, RESIDUALS, build_graph
+from edge_awq.model import config as model_config
 from edge_awq.model.decoder import load_decoder, logits
+from edge_awq.model.family import WORDS
 from edge_awq.weights import read_layout
 from stored import StoredDecoder, store
 from tiny import ARCHITECTURES, make_tiny
@@ -176,3 +178,9 @@ def test_shape_that_contradicts_the_config_is_named(small, name):
     layout[name] = dataclasses.replace(layout[name], shape=(rows - 1, *width))
     with pytest.raises(EdgeAwqError, match=f"tensor '{name}' has shape"):
         build_graph(small.family, small.config, layout)
+
+
+def test_every_word_of_a_family_file_can_be_exported():
+    tables = {"norm": NORMS, "mlp": MLPS, "position": POSITIONS, "residual": RESIDUALS}
+    assert {word: set(table) for word, table in tables.items()} == {word: set(names) for word, names in WORDS.items()}
+    assert set(ACTIVATIONS) == set(model_config.ACTIVATIONS.values())
