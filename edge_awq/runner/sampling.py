@@ -1,0 +1,158 @@
+"""Choosing the next token from its logits; every setting means what it means in transformers, in the same order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from edge_awq.errors import EdgeAwqError
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How a token is drawn; every default leaves its setting off.
+
+    Attributes:
+        temperature: divides the logits; 0 is greedy: always the most probable token.
+        top_k: only the k most probable tokens; 0 is off.
+        top_p: only the most probable tokens, as few as reach this probability together; 1 is off.
+        min_p: only tokens at least this fraction as probable as the most probable one; 0 is off.
+        repetition_penalty: above 1, tokens of the prompt and of the answer so far become less probable; 1 is off.
+        seed: the same seed draws the same tokens; None draws differently each time.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_setting("temperature", self.temperature, Real, lambda value: value >= 0, "0 (greedy) or more")
+        check_setting("top_k", self.top_k, Integral, lambda value: value >= 0, "a whole number, 0 (off) or more")
+        check_setting("top_p", self.top_p, Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
+        check_setting("min_p", self.min_p, Real, lambda value: 0 <= value <= 1, "a number from 0 (off) to 1")
+        check_setting("repetition_penalty", self.repetition_penalty, Real, lambda value: value > 0,
+                      "a number above 0; 1 is off")
+        if self.seed is not None:
+            check_setting("seed", self.seed, Integral, lambda value: value >= 0, "a whole number, 0 or more")
+
+    @classmethod
+    def from_generation_config(cls, table: Mapping[str, Any]) -> SamplingSettings:
+        """What a generation_config.json asks for: greedy unless it says ``do_sample``."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        given = {name: table[name] for name in names if table.get(name) is not None}
+        return cls(**(given if table.get("do_sample") else {**given, "temperature": 0.0}))
+
+
+def check_setting(name: str, value: Any, kind: type, is_allowed: Callable[[Any], bool], allowed: str) -> None:
+    """Refuse a value that is not of its kind, not finite, or not allowed.
+
+    Raises:
+        EdgeAwqError: names the setting, the value and what is allowed.
+    """
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not is_allowed(value):
+        raise EdgeAwqError(f"{name} = {value!r} is not possible", hint=f"use {allowed}")
+
+
+class Sampler:
+    """Draws one token after another; remembers which tokens were there, for the repetition penalty."""
+
+    def __init__(self, settings: SamplingSettings, vocab_size: int) -> None:
+        self._settings = settings
+        self._random = np.random.default_rng(settings.seed)
+        self._seen = np.zeros(vocab_size, dtype=bool)
+
+    def see(self, ids: Iterable[int]) -> None:
+        """Tokens that the repetition penalty applies to from now on."""
+        self._seen[list(ids)] = True
+
+    def draw(self, logits: np.ndarray) -> int:
+        """The next token id, from logits [V] float32."""
+        token_id = sample(logits, self._settings, self._seen, self._random)
+        self._seen[token_id] = True
+        return token_id
+
+
+def sample(logits: np.ndarray, settings: SamplingSettings, seen: np.ndarray, random: np.random.Generator) -> int:
+    """Draw a token id; the arguments alone decide it.
+
+    Args:
+        logits: [V] float32; -inf rules a token out.
+        seen: [V] bool, the tokens that the repetition penalty applies to.
+
+    Raises:
+        EdgeAwqError: the logits hold NaN or leave no token.
+    """
+    if not math.isfinite(logits.max()):
+        raise EdgeAwqError("the model's logits are not finite numbers",
+                           hint="build the bundle again; if it stays so, compare with --precision fp16")
+    scores = logits
+    if settings.repetition_penalty != 1:
+        scores = penalize(scores.astype(np.float64), seen, settings.repetition_penalty)
+    if settings.temperature == 0:
+        return int(scores.argmax())
+    scores = scores.astype(np.float64) / settings.temperature
+    if settings.top_k:
+        scores = keep_top_k(scores, settings.top_k)
+    if settings.top_p < 1:
+        scores = keep_top_p(scores, settings.top_p)
+    if settings.min_p > 0:
+        scores = keep_min_p(scores, settings.min_p)
+    return _draw(scores, random)
+
+
+def penalize(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
+    """Scores [V] of seen tokens divided by the penalty where positive, multiplied where negative.
+
+    Source: Keskar et al. 2019, CTRL, section 4.1; the sign rule is transformers'.
+    """
+    return np.where(seen, np.where(scores < 0, scores * penalty, scores / penalty), scores)
+
+
+def keep_top_k(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """Scores [V] with all but the k highest, and ties with the lowest of these, at -inf."""
+    if top_k >= scores.size:
+        return scores
+    return np.where(scores >= np.partition(scores, -top_k)[-top_k], scores, -np.inf)
+
+
+def keep_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
+    """Scores [V] with the least probable tokens, together at most 1 - top_p, at -inf; the best one stays.
+
+    Source: Holtzman et al. 2019, The Curious Case of Neural Text Degeneration (nucleus sampling).
+    """
+    candidates = np.flatnonzero(scores > -np.inf)
+    ascending = candidates[np.argsort(scores[candidates], kind="stable")]
+    cumulative = np.cumsum(_softmax(scores[ascending]))
+    dropped = ascending[:-1][cumulative[:-1] <= 1 - top_p]
+    kept = scores.copy()
+    kept[dropped] = -np.inf
+    return kept
+
+
+def keep_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
+    """Scores [V] with tokens less than min_p times as probable as the best one at -inf.
+
+    Source: Nguyen et al. 2024, Turning Up the Heat (min-p sampling).
+    """
+    return np.where(scores >= scores.max() + math.log(min_p), scores, -np.inf)
+
+
+def _draw(scores: np.ndarray, random: np.random.Generator) -> int:
+    candidates = np.flatnonzero(scores > -np.inf)
+    cumulative = np.cumsum(_softmax(scores[candidates]))
+    place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+    return int(candidates[min(place, candidates.size - 1)])
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
