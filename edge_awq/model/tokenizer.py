@@ -14,10 +14,11 @@ from edge_awq.model.sentencepiece import SentencePieceModel, convert_sentencepie
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
 GENERATION_CONFIG = "generation_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 # Copied as they are, where the checkpoint has them.
-COMPANIONS = (TOKENIZER_CONFIG, "special_tokens_map.json", GENERATION_CONFIG, CHAT_TEMPLATE)
+COMPANIONS = (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION_CONFIG, CHAT_TEMPLATE)
 _SENTENCEPIECE = "tokenizer.model"
 _GET_AGAIN = "download the checkpoint, or build the bundle, again"
 

@@ -1,0 +1,130 @@
+"""The generation loop: one record per token; printing, logging and benchmarking consume the same stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from numbers import Integral
+
+from tokenizers import Tokenizer
+
+from edge_awq.engine.base import Engine
+from edge_awq.errors import EdgeAwqError
+from edge_awq.runner.sampling import Sampler, SamplingSettings, check_setting
+from edge_awq.runner.text import TextStream
+
+Clock = Callable[[], float]  # seconds from any fixed moment on
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """When generation ends, and how tokens are drawn.
+
+    Attributes:
+        max_tokens: tokens generated at most; None goes on until the model ends or the context is full.
+        stop: texts before which to stop; they are not part of the answer.
+        eos_ids: tokens with which the model ends.
+        ignore_eos: go on after them.
+        bos_id: token to begin with when the prompt is empty, None when the model has none.
+    """
+
+    max_tokens: int | None = 128
+    stop: tuple[str, ...] = ()
+    eos_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    bos_id: int | None = None
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            check_setting("max_tokens", self.max_tokens, Integral, lambda value: value >= 1, "a whole number from 1 on")
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise EdgeAwqError(f"stop = {self.stop!r} is not possible", hint="use a list of texts, none of them empty")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        index: 0 for the first generated token.
+        token_id: its id in the vocabulary.
+        text: text that it settles, of whole characters; often of several tokens at once, often empty. The texts of all
+            tokens together are the answer.
+        logits_s: seconds from the start of prefill until the logits that it was drawn from were there.
+        t_s: seconds from the start of prefill until it and its text were there.
+        finish_reason: None but for the last token: "eos" the model ended, "stop" a stop string came, "length"
+            max_tokens were there or the context was full.
+    """
+
+    index: int
+    token_id: int
+    text: str
+    logits_s: float
+    t_s: float
+    finish_reason: str | None
+
+
+def generate(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt_ids: Sequence[int],
+    settings: GenerationSettings,
+    clock: Clock = time.perf_counter,
+) -> Iterator[Token]:
+    """Append the prompt to the engine's cache and generate; yields at least one token.
+
+    The token that fills the context is the last one; it is not in the cache, as no token follows it.
+
+    Raises:
+        EdgeAwqError: at once, when the prompt is empty, too long, or holds ids that the model does not have.
+    """
+    return _stream(engine, tokenizer, _checked(engine, prompt_ids, settings.bos_id), settings, clock)
+
+
+def _checked(engine: Engine, prompt_ids: Sequence[int], bos_id: int | None) -> list[int]:
+    ids = [int(token_id) for token_id in prompt_ids]
+    if not ids:
+        if bos_id is None:
+            raise EdgeAwqError("the prompt is empty, and this model has no token to begin a text with",
+                               hint="give a prompt of at least one character")
+        ids = [bos_id]
+    free = engine.context - engine.length
+    if len(ids) > free:
+        raise EdgeAwqError(f"the prompt has {len(ids)} tokens, the context has room for {free}",
+                           hint="shorten the prompt, or use a larger context; the build of the bundle sets its limit")
+    for token_id in ids:
+        if not 0 <= token_id < engine.vocab_size:
+            raise EdgeAwqError(f"token id {token_id} is not one of the model's {engine.vocab_size}",
+                               hint="the tokenizer does not belong to this model; build the bundle again")
+    return ids
+
+
+def _stream(
+    engine: Engine, tokenizer: Tokenizer, ids: list[int], settings: GenerationSettings, clock: Clock
+) -> Iterator[Token]:
+    text = TextStream(tokenizer, settings.stop)
+    sampler = Sampler(settings.sampling, engine.vocab_size)
+    sampler.see(ids)
+    ends = frozenset() if settings.ignore_eos else frozenset(settings.eos_ids)
+    start_s = clock()
+    logits = engine.prefill(ids)  # [V]
+    for index in count():
+        logits_s = clock() - start_s
+        token_id = sampler.draw(logits)
+        piece = "" if token_id in ends else text.push(token_id)
+        reason = None
+        if token_id in ends:
+            reason = "eos"
+        elif text.stopped:
+            reason = "stop"
+        elif index + 1 == settings.max_tokens or engine.length >= engine.context:
+            reason = "length"
+        if reason is not None:
+            piece += text.finish()
+        yield Token(index, token_id, piece, logits_s, clock() - start_s, reason)
+        if reason is not None:
+            return
+        logits = engine.step(token_id)

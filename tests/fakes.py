@@ -1,0 +1,56 @@
+"""A scripted engine and a clock that only moves when told: what the runner does with them is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+class FakeClock:
+    """Seconds that pass only by ``advance``."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+class FakeEngine:
+    """Follows a script: the n-th logits favour the n-th id. Prefill takes 1 s per token, a step 0.25 s."""
+
+    def __init__(self, script: Sequence[int], clock: FakeClock, context: int = 64, vocab_size: int = 600) -> None:
+        self.context, self.vocab_size, self.length = context, vocab_size, 0
+        self.fed: list[int] = []
+        self.closed = False
+        self._script = iter(script)
+        self._clock = clock
+        self._logits = np.zeros(vocab_size, np.float32)
+
+    def prefill(self, ids: Sequence[int]) -> np.ndarray:
+        assert ids, "the runner must not prefill nothing"
+        self._clock.advance(1.0 * len(ids))
+        return self._append(ids)
+
+    def step(self, token_id: int) -> np.ndarray:
+        self._clock.advance(0.25)
+        return self._append([token_id])
+
+    def truncate(self, length: int) -> None:
+        assert length <= self.length
+        self.length = length
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _append(self, ids: Sequence[int]) -> np.ndarray:
+        self.fed += ids
+        self.length += len(ids)
+        assert self.length <= self.context, "the runner must not overfill the cache"
+        self._logits[:] = 1  # the same array each time, as an engine may do
+        self._logits[next(self._script)] = 10
+        return self._logits

@@ -1,0 +1,142 @@
+"""The generation loop with a scripted engine and a clock of its own."""
+
+import pytest
+
+from edge_awq.errors import EdgeAwqError
+from edge_awq.runner.generate import GenerationSettings, generate
+from edge_awq.runner.sampling import SamplingSettings
+from fakes import FakeClock, FakeEngine
+from tokenizers_made_here import train_byte_level
+
+TOKENIZER = train_byte_level()
+EOS = TOKENIZER.token_to_id("<|end|>")
+BOS = TOKENIZER.token_to_id("<|begin|>")
+GREEDY = SamplingSettings(temperature=0)
+
+
+def ids_of(text: str) -> list[int]:
+    """One token per letter."""
+    return [TOKENIZER.token_to_id(letter) for letter in text]
+
+
+def run(script, prompt=(1, 2, 3), context=64, **settings):
+    clock = FakeClock()
+    engine = FakeEngine([*script, *[EOS] * 5], clock, context)
+    settings = GenerationSettings(**{"sampling": GREEDY, "eos_ids": (EOS,), **settings})
+    return engine, list(generate(engine, TOKENIZER, prompt, settings, clock))
+
+
+def test_tokens_carry_index_id_text_and_times():
+    script = ids_of("the,fox!")
+    engine, tokens = run(script)
+    assert [token.index for token in tokens] == list(range(len(script) + 1))
+    assert [token.token_id for token in tokens] == [*script, EOS]
+    assert "".join(token.text for token in tokens) == "the,fox!"
+    assert [token.t_s for token in tokens] == [3.0 + 0.25 * index for index in range(len(tokens))]
+    assert [token.logits_s for token in tokens] == [token.t_s for token in tokens]
+    assert engine.fed == [1, 2, 3, *script]
+
+
+def test_the_time_a_consumer_takes_counts_into_later_tokens():
+    clock = FakeClock()
+    engine = FakeEngine(ids_of("abc"), clock)
+    settings = GenerationSettings(max_tokens=3, sampling=GREEDY)
+    times = []
+    for token in generate(engine, TOKENIZER, [1], settings, clock):
+        times.append(token.t_s)
+        clock.advance(10.0)
+    assert times == [1.0, 11.25, 21.5]
+
+
+@pytest.mark.parametrize(("settings", "reason", "count"), [
+    ({}, "eos", 6), ({"max_tokens": 4}, "length", 4), ({"max_tokens": 1}, "length", 1),
+    ({"ignore_eos": True, "max_tokens": 7}, "length", 7), ({"eos_ids": (7, EOS)}, "eos", 6),
+    ({"max_tokens": None}, "eos", 6),
+])
+def test_generation_ends_for_the_stated_reason(settings, reason, count):
+    _, tokens = run(ids_of("12345"), **settings)
+    assert len(tokens) == count
+    assert [token.finish_reason for token in tokens] == [None] * (count - 1) + [reason]
+
+
+def test_every_end_token_of_a_list_ends():
+    script = ids_of("12345")
+    _, tokens = run(script, eos_ids=(EOS, script[2]))
+    assert (len(tokens), tokens[-1].finish_reason, "".join(token.text for token in tokens)) == (3, "eos", "12")
+
+
+def test_a_stop_string_ends_the_text_before_it():
+    script = ids_of("1234567890")
+    _, tokens = run(script, stop=("345",))
+    assert "".join(token.text for token in tokens) == "12"
+    assert (tokens[-1].finish_reason, len(tokens)) == ("stop", 5)
+
+
+def test_an_unfinished_stop_string_is_text():
+    _, tokens = run(ids_of("12345"), stop=("56",))
+    assert "".join(token.text for token in tokens) == "12345"
+    assert tokens[-1].finish_reason == "eos"
+
+
+def test_a_full_context_ends_with_length():
+    engine, tokens = run(ids_of("1234567890"), prompt=[1, 2, 3], context=6, max_tokens=None)
+    assert engine.length == 6
+    assert (len(tokens), tokens[-1].finish_reason) == (4, "length")  # three fill the cache, one more is predicted
+
+
+def test_a_prompt_that_fills_the_context_gives_one_token():
+    _, tokens = run(ids_of("1234567890"), prompt=[1] * 6, context=6)
+    assert (len(tokens), tokens[-1].finish_reason) == (1, "length")
+
+
+def test_bytes_left_over_at_the_end_come_out():
+    script = TOKENIZER.encode("🦊").ids[:2]
+    _, tokens = run(script, max_tokens=2)
+    assert "".join(token.text for token in tokens) == TOKENIZER.decode(script) == "\ufffd"
+
+
+def test_too_long_a_prompt_names_both_numbers_and_the_remedy():
+    with pytest.raises(EdgeAwqError, match=r"7 tokens.* 6") as caught:
+        run([], prompt=[1] * 7, context=6)
+    assert "context" in caught.value.hint
+
+
+def test_the_room_left_in_the_cache_counts():
+    clock = FakeClock()
+    engine = FakeEngine([1] * 9, clock, context=6)
+    engine.prefill([1, 2, 3, 4])
+    with pytest.raises(EdgeAwqError, match=r"3 tokens.* 2"):
+        generate(engine, TOKENIZER, [1, 2, 3], GenerationSettings(), clock)
+
+
+def test_an_empty_prompt_begins_with_bos_or_is_refused():
+    engine, _ = run([], prompt=[], bos_id=BOS)
+    assert engine.fed == [BOS]
+    with pytest.raises(EdgeAwqError, match="empty"):
+        run([], prompt=[])
+
+
+@pytest.mark.parametrize("token_id", [-1, 600])
+def test_ids_outside_the_vocabulary_are_refused(token_id):
+    with pytest.raises(EdgeAwqError, match=str(token_id)):
+        run([], prompt=[1, token_id])
+
+
+def test_sampling_is_repeatable_and_sees_prompt_and_answer():
+    def drawn(seed):
+        clock = FakeClock()
+        settings = GenerationSettings(max_tokens=20, sampling=SamplingSettings(seed=seed, temperature=3.0))
+        return [token.token_id for token in generate(FakeEngine([5] * 30, clock), TOKENIZER, [1], settings, clock)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    script = ids_of("1234")
+    penalty = SamplingSettings(temperature=0, repetition_penalty=100)
+    _, tokens = run(script, prompt=[script[0]], max_tokens=1, sampling=penalty)
+    assert tokens[0].token_id != script[0]
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", 0), ("max_tokens", 1.5), ("stop", ("",)), ("stop", "text"),
+                                             ("stop", (3,))])
+def test_impossible_settings_are_refused_by_name(name, value):
+    with pytest.raises(EdgeAwqError, match=name):
+        GenerationSettings(**{name: value})
