@@ -1,1 +1,22 @@
 """ENGINE: a bundle's graph is lowered and compiled for one runtime, and runs behind one protocol."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from edge_awq.errors import EdgeAwqError
+
+# Kind of runtime, as a target's profile names it -> package that offers ``compile_bundle`` and ``open_engine``.
+RUNTIMES = {"onnxruntime": "edge_awq.engine.ort"}
+
+
+def load_runtime(kind: str) -> ModuleType:
+    """The package that compiles and runs graphs for runtimes of ``kind``.
+
+    Raises:
+        EdgeAwqError: there is none for that kind.
+    """
+    if kind not in RUNTIMES:
+        raise EdgeAwqError(f"runtime '{kind}' is not known", hint=f"known: {', '.join(RUNTIMES)}")
+    return importlib.import_module(RUNTIMES[kind])

@@ -1,0 +1,47 @@
+"""The runtime "onnxruntime": any x86-64 or aarch64 CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_awq.bundle import ENGINES, Bundle
+from edge_awq.errors import EdgeAwqError
+
+if TYPE_CHECKING:
+    from edge_awq.engine.ort.compile import EngineReport
+    from edge_awq.engine.ort.engine import OrtEngine
+
+
+def compile_bundle(folder: Path, probe: Sequence[int]) -> EngineReport:
+    """Compile the graph of a bundle's ``folder``, checked on the tokens ``probe``; see edge_awq.engine.ort.compile."""
+    from edge_awq.engine.ort import compile as compiler  # onnx is needed to compile, not to run
+
+    return compiler.compile_bundle(folder, probe)
+
+
+def open_engine(
+    bundle: Bundle, threads: int | None = None, context: int | None = None, spin_us: int = 0
+) -> OrtEngine:
+    """The engine of a compiled bundle.
+
+    Args:
+        threads: None takes one per physical core.
+        context: tokens that the KV cache can hold, at most the bundle's; None takes the bundle's.
+        spin_us: microseconds for which an idle thread keeps its core.
+
+    Raises:
+        EdgeAwqError: an argument is impossible, or the bundle was not compiled for onnxruntime by this version.
+    """
+    from edge_awq.engine.ort.engine import EngineSettings, OrtEngine
+    from edge_awq.engine.ort.names import engine_name
+    from edge_awq.engine.ort.session import SessionSettings
+
+    manifest = bundle.manifest
+    if context is not None and context > manifest.context:
+        raise EdgeAwqError(f"context = {context}, but {bundle.path} was built for {manifest.context} tokens",
+                           hint=f"use at most {manifest.context}, or build for a target with a larger max_context")
+    settings = EngineSettings(manifest.context if context is None else context, manifest.prefill_chunk,
+                              SessionSettings(threads, spin_us))
+    return OrtEngine(bundle.path / ENGINES / engine_name(bundle.graph), bundle.weights, settings)

@@ -1,0 +1,62 @@
+"""onnxruntime sessions over a graph in memory whose large constants lie in a bundle's weights file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from edge_awq.errors import EdgeAwqError
+
+ERRORS_ONLY = 3  # severity from which onnxruntime writes to the terminal
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How a session uses the machine.
+
+    Attributes:
+        threads: threads of one operator; None takes one per physical core.
+        spin_us: microseconds for which an idle thread waits actively, keeping its core from everything else that runs.
+    """
+
+    threads: int | None = None
+    spin_us: int = 0
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise EdgeAwqError(f"threads = {self.threads} is not possible", hint="use 1 or more, or leave it out")
+
+
+def create_session(graph: bytes, folder: Path, settings: SessionSettings) -> onnxruntime.InferenceSession:
+    """A session of a serialized graph whose external constants are files in ``folder``.
+
+    Raises:
+        EdgeAwqError: onnxruntime refuses the graph, or its constants are missing.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads or physical_cores()
+    options.inter_op_num_threads = 1
+    # A pattern holds one more block of activations per input shape, 20 MB for the second chunk of a prompt at 1.1 B.
+    options.enable_mem_pattern = False
+    options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin_us else "0")
+    if settings.spin_us:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", str(settings.spin_us))
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except RuntimeError as error:  # every exception of onnxruntime is one
+        raise EdgeAwqError(f"{folder}: onnxruntime {onnxruntime.__version__} cannot load the compiled graph: {error}",
+                           hint="build the bundle again, with the onnxruntime that is installed here") from error
+
+
+def physical_cores() -> int:
+    """Physical cores among those this process may use; hardware threads of one core count once."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text(encoding="ascii") if siblings.is_file() else str(cpu))
+    return len(cores)
