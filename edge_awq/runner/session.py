@@ -1,0 +1,205 @@
+"""The Python API: load a bundle, feed it tokens or text, read logits or an answer.
+
+    with load("tinyllama.bundle") as session:
+        logits = session.prefill(session.encode("The capital of France is"))  # float32 [vocab_size]
+        for token in session.generate("The capital of France is", max_tokens=32):
+            ...  # token.text, token.t_s
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from edge_awq.bundle import Bundle, Manifest
+from edge_awq.engine import load_runtime
+from edge_awq.engine.base import Engine
+from edge_awq.errors import EdgeAwqError
+from edge_awq.runner.generate import GenerationSettings, Token, generate
+from edge_awq.runner.metrics import RunSummary, summarize, weight_bytes_per_token
+from edge_awq.runner.runlog import RunLog
+from edge_awq.runner.sampling import SamplingSettings
+from edge_awq.runner.vocabulary import Vocabulary, read_vocabulary
+from edge_awq.weights import read_layout
+
+_QUANT = ("recipe", "group_size", "symmetric", "head_bits")  # of the manifest's; it may also name the user's files
+_FILTERS = {"top_k", "top_p", "min_p"}  # asking for one of these is asking for sampling
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """How a session came to be.
+
+    Attributes:
+        started_ns: when loading began, CLOCK_MONOTONIC.
+        load_s: seconds until the engine was ready.
+        threads: CPU threads that were asked for, None for the engine's own choice.
+        weight_bytes_per_token: see edge_awq.runner.metrics.
+    """
+
+    manifest: Manifest
+    started_ns: int
+    load_s: float
+    threads: int | None
+    weight_bytes_per_token: int
+
+
+def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None) -> Session:
+    """Open a bundle for running, after checking the hash of every file in it.
+
+    Args:
+        threads: CPU threads; None takes one per physical core.
+        context: tokens in the KV cache; None takes the bundle's limit.
+
+    Raises:
+        EdgeAwqError: not a bundle, damaged, or it cannot run here or with these values.
+    """
+    started_ns = time.monotonic_ns()
+    bundle = Bundle.open(bundle_path)
+    manifest = bundle.manifest
+    vocabulary = read_vocabulary(bundle.path)
+    weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))
+    engine = load_runtime(manifest.runtime).open_engine(bundle, threads=threads, context=context)
+    load_s = (time.monotonic_ns() - started_ns) / 1e9
+    return Session(engine, vocabulary, Loaded(manifest, started_ns, load_s, threads, weight_bytes))
+
+
+class Session:
+    """A loaded model with one KV cache, for one thread of the caller at a time.
+
+    Attributes:
+        engine: runs the model; ``engine.length`` of ``engine.context`` tokens are in its cache.
+        vocabulary: tokenizer, special tokens and chat template.
+        loaded: the manifest, and what loading took.
+    """
+
+    def __init__(self, engine: Engine, vocabulary: Vocabulary, loaded: Loaded) -> None:
+        self.engine = engine
+        self.vocabulary = vocabulary
+        self.loaded = loaded
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, begun as the model expects it."""
+        return self.vocabulary.encode(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        """Token ids of a conversation, up to where the answer begins; ``options`` as in ChatTemplate.render.
+
+        Raises:
+            EdgeAwqError: the model has no chat template, or it fails on these messages.
+        """
+        return self.vocabulary.encode_chat(messages, **options)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens have none."""
+        return self.vocabulary.decode(ids)
+
+    def prefill(self, ids: Sequence[int]) -> np.ndarray:
+        """Append tokens (at least one) to the cache.
+
+        Returns:
+            Logits [vocab_size] float32 of the token that follows; the next call may overwrite them.
+        """
+        return self.engine.prefill(ids)
+
+    def step(self, token_id: int) -> np.ndarray:
+        """Append one token to the cache; returns logits [vocab_size] float32, which the next call may overwrite."""
+        return self.engine.step(token_id)
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        self.engine.truncate(0)
+
+    def settings(self, **changes: Any) -> GenerationSettings:
+        """What the model's generation_config.json asks for, with some of it changed.
+
+        Args:
+            changes: fields of GenerationSettings and of SamplingSettings, such as max_tokens, stop, temperature, seed.
+
+        Raises:
+            EdgeAwqError: an unknown field, or a value that is not possible.
+        """
+        sampling_fields = {entry.name for entry in fields(SamplingSettings)}
+        known = sampling_fields | {entry.name for entry in fields(GenerationSettings)} - {"sampling"}
+        if unknown := sorted(set(changes) - known):
+            raise EdgeAwqError(f"setting '{unknown[0]}' is not known", hint=f"known: {', '.join(sorted(known))}")
+        sampled = {name: changes.pop(name) for name in sampling_fields & set(changes)}
+        if self.vocabulary.sampling.temperature == 0 and _FILTERS & set(sampled):
+            sampled.setdefault("temperature", SamplingSettings.temperature)
+        if isinstance(changes.get("stop"), list):
+            changes["stop"] = tuple(changes["stop"])
+        values = {"eos_ids": self.vocabulary.eos_ids, "bos_id": self.vocabulary.bos_id, **changes}
+        return GenerationSettings(**values, sampling=dataclasses.replace(self.vocabulary.sampling, **sampled))
+
+    def generate(
+        self, prompt: str | Sequence[int], settings: GenerationSettings | None = None, **changes: Any
+    ) -> Iterator[Token]:
+        """Empty the cache and answer a prompt, one Token record after another.
+
+        Args:
+            prompt: text, or token ids as they are.
+            settings: None for those of ``self.settings(**changes)``.
+
+        Raises:
+            EdgeAwqError: at once, for a prompt that is empty or too long, or a setting that is not possible.
+        """
+        settings = settings or self.settings(**changes)
+        self.reset()
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        return generate(self.engine, self.vocabulary.tokenizer, ids, settings)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], settings: GenerationSettings | None = None, **changes: Any
+    ) -> Iterator[Token]:
+        """Empty the cache and answer a conversation; see ``generate``.
+
+        Args:
+            messages: each with "role" and "content", oldest first.
+        """
+        return self.generate(self.encode_chat(messages), settings, **changes)
+
+    def summarize(self, tokens: Sequence[Token]) -> RunSummary:
+        """The numbers of the answer that ``generate`` or ``chat`` gave last; ``tokens`` are all of its records."""
+        prompt_tokens = self.engine.length - max(len(tokens) - 1, 0)  # the last token is not in the cache
+        return summarize(tokens, prompt_tokens, self.loaded.load_s, self.loaded.weight_bytes_per_token)
+
+    def open_log(self, folder: Path, settings: GenerationSettings) -> RunLog:
+        """Begin a run log in ``folder``; loading is its first phase. Its ``record`` goes around the stream."""
+        run_log = RunLog(folder, self._describe(settings), self.loaded.started_ns)
+        run_log.phase("load", (0, round(self.loaded.load_s * 1e9)))
+        run_log.warn("no_power_source", "nothing measures power here; every energy value is null")
+        return run_log
+
+    def _describe(self, settings: GenerationSettings) -> dict[str, Any]:
+        manifest = self.loaded.manifest
+        return {
+            "model": {
+                "name": manifest.name, "revision": manifest.revision, "family": manifest.family,
+                "precision": manifest.precision, "quant": {key: manifest.quant.get(key) for key in _QUANT},
+                "fingerprint": manifest.fingerprint, "weight_bytes_per_token": self.loaded.weight_bytes_per_token,
+            },
+            "engine": {"runtime": manifest.runtime, "target": manifest.target, "context": self.engine.context,
+                       "contract_version": manifest.contract_version, "compiled": manifest.engine},
+            "sampling": dataclasses.asdict(settings.sampling),
+            "settings": {"threads": self.loaded.threads, "max_tokens": settings.max_tokens,
+                         "ignore_eos": settings.ignore_eos, "stop_strings": len(settings.stop)},
+        }
+
+    def close(self) -> None:
+        """Release the model's memory; the session cannot be used afterwards."""
+        self.engine.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
