@@ -40,8 +40,12 @@ class Vocabulary:
     chat: ChatTemplate | None
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the special tokens that the model expects around it."""
-        return self.tokenizer.encode(text).ids or ([] if self.bos_id is None else [self.bos_id])
+        """Token ids of a prompt, with the special tokens that the model expects around it.
+
+        Raises:
+            EdgeAwqError: the text is not valid Unicode.
+        """
+        return self._ids(text, add_special_tokens=True) or ([] if self.bos_id is None else [self.bos_id])
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         """Token ids of a conversation, up to where the answer begins; ``options`` as in ChatTemplate.render.
@@ -51,11 +55,19 @@ class Vocabulary:
         """
         if self.chat is None:
             raise EdgeAwqError("this model has no chat template", hint="give a plain prompt instead")
-        return self.tokenizer.encode(self.chat.render(messages, **options), add_special_tokens=False).ids
+        return self._ids(self.chat.render(messages, **options), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens have none."""
         return self.tokenizer.decode(list(ids))
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a character, as a shell passes on bytes that are not UTF-8
+            raise EdgeAwqError(f"the prompt is not valid Unicode: {error.reason} at character {error.start}",
+                               hint="convert the prompt to UTF-8") from error
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:

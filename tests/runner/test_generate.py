@@ -1,11 +1,13 @@
 """The generation loop with a scripted engine and a clock of its own."""
 
 import pytest
+import torch
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.generate import GenerationSettings, generate
 from edge_awq.runner.sampling import SamplingSettings
 from fakes import FakeClock, FakeEngine
+from tiny import make_tiny
 from tokenizers_made_here import train_byte_level
 
 TOKENIZER = train_byte_level()
@@ -133,6 +135,39 @@ def test_sampling_is_repeatable_and_sees_prompt_and_answer():
     penalty = SamplingSettings(temperature=0, repetition_penalty=100)
     _, tokens = run(script, prompt=[script[0]], max_tokens=1, sampling=penalty)
     assert tokens[0].token_id != script[0]
+
+
+class TransformersEngine:
+    """transformers' own model behind our protocol, so that the two loops are all that differs."""
+
+    def __init__(self, model, context=64):
+        self.context, self.vocab_size, self.length = context, model.config.vocab_size, 0
+        self._model, self._ids = model, []
+
+    def prefill(self, ids):
+        self._ids += ids
+        self.length = len(self._ids)
+        with torch.no_grad():
+            return self._model(torch.tensor([self._ids])).logits[0, -1].numpy()
+
+    def step(self, token_id):
+        return self.prefill([token_id])
+
+
+@pytest.mark.parametrize(("penalty", "end", "count"), [(1.0, None, 24), (1.3, None, 24), (1.3, 9, 24)],
+                         ids=["plain", "penalty", "ends"])
+def test_greedy_answers_equal_those_of_transformers(tmp_path, penalty, end, count):
+    model = make_tiny(tmp_path, "llama3")
+    prompt = [3, 17, 17, 99, 5]
+    options = {"max_new_tokens": count, "do_sample": False, "repetition_penalty": penalty, "pad_token_id": 0}
+    open_ended = model.generate(torch.tensor([prompt]), **options, eos_token_id=None)[0, len(prompt) :].tolist()
+    end_id = None if end is None else open_ended[end]
+    expected = model.generate(torch.tensor([prompt]), **options, eos_token_id=end_id)[0, len(prompt) :].tolist()
+    settings = GenerationSettings(max_tokens=count, eos_ids=() if end is None else (end_id,),
+                                  sampling=SamplingSettings(temperature=0, repetition_penalty=penalty))
+    tokens = list(generate(TransformersEngine(model), TOKENIZER, prompt, settings))
+    assert [token.token_id for token in tokens] == expected
+    assert tokens[-1].finish_reason == ("length" if end is None else "eos")
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_tokens", 0), ("max_tokens", 1.5), ("stop", ("",)), ("stop", "text"),

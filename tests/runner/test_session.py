@@ -190,6 +190,14 @@ def test_a_model_without_special_tokens_or_template(tmp_path):
         vocabulary.encode_chat([{"role": "user", "content": "hi"}])
 
 
+def test_text_that_is_no_unicode_is_refused(tmp_path):
+    vocabulary = read_vocabulary(write_folder(tmp_path / "m"))
+    with pytest.raises(EdgeAwqError, match="character 3"):
+        vocabulary.encode("abc\udcff")
+    with pytest.raises(EdgeAwqError, match="Unicode"):
+        vocabulary.encode_chat([{"role": "user", "content": "\udcff"}])
+
+
 @pytest.mark.parametrize("entry", ["</s>", [1, "2"], True, 1.5], ids=str)
 def test_malformed_end_tokens_are_refused(tmp_path, entry):
     folder = write_folder(tmp_path / "m", **{"generation_config.json": {"eos_token_id": entry}})
