@@ -5,15 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_awq import __version__
 from edge_awq.errors import EdgeAwqError
 
+if TYPE_CHECKING:
+    from edge_awq.progress import Progress
+    from edge_awq.runner.generate import Token
+    from edge_awq.runner.metrics import RunSummary
+
+GO_ON = "the same command goes on where this one stopped"
 PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard input"
 
 
@@ -26,7 +34,7 @@ class _Commands(click.Group):
         except EdgeAwqError as error:
             _fail(error.message, error.hint)
         except KeyboardInterrupt:
-            _fail("interrupted", "the same build command goes on where this one stopped")
+            _fail("interrupted", None if ctx.invoked_subcommand != "build" else GO_ON)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
@@ -94,8 +102,63 @@ def build(**options: Any) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: physical cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--log", type=click.Path(path_type=Path), help="Folder for the run log.")
-def run(**options: Any) -> None:
+def run(bundle: Path, **options: Any) -> None:
     """Run BUNDLE on a prompt and stream what it writes; speed goes to standard error."""
+    text = _read_prompt(options.pop("prompt"), options.pop("prompt_file"))
+    chat, as_json, log = (options.pop(name) for name in ("chat", "as_json", "log"))
+    if options.pop("greedy"):
+        if options["temperature"] is not None:
+            raise click.UsageError("--greedy and --temperature exclude each other")
+        options["temperature"] = 0.0
+    from edge_awq.runner.session import load
+
+    with load(bundle, options.pop("threads"), options.pop("context")) as session:
+        settings = session.settings(**{name: value for name, value in options.items() if value is not None})
+        ids = session.encode_chat([{"role": "user", "content": text}]) if chat else session.encode(text)
+        tokens = session.generate(ids, settings)
+        with session.open_log(log, settings) if log else nullcontext() as run_log:
+            if run_log:
+                tokens = run_log.record(tokens, len(ids))
+            answer = list(_echo_each(tokens, stream=not as_json))
+            summary = session.summarize(answer)
+            if run_log:
+                run_log.summary(summary)
+    if as_json:
+        click.echo(json.dumps(summary.to_dict(), ensure_ascii=False))
+    else:
+        click.echo(f"\n{_speed(summary)}", err=True)
+
+
+def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """The prompt: given, in a file, or on standard input when that is not a terminal."""
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("-p and --prompt-file exclude each other")
+    if prompt is not None:
+        return prompt
+    if prompt_file is None and sys.stdin.isatty():
+        raise click.UsageError(PROMPT_NEEDED)
+    raw = sys.stdin.buffer.read() if prompt_file is None else prompt_file.read_bytes()
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise EdgeAwqError(f"{prompt_file or 'standard input'}: not UTF-8 text ({error.reason})",
+                           hint="convert the prompt to UTF-8") from error
+
+
+def _echo_each(tokens: Iterator[Token], stream: bool) -> Iterator[Token]:
+    for token in tokens:
+        if stream:
+            click.echo(token.text, nl=False)
+            sys.stdout.flush()
+        yield token
+
+
+def _speed(summary: RunSummary) -> str:
+    """One line: what the run did, and how fast."""
+    decode = f"{summary.decode_tok_s:.1f} tok/s" if summary.decode_tok_s else "one token"
+    return (f"[{summary.prompt_tokens} prompt tokens at {summary.prefill_tok_s:.1f} tok/s, {summary.tokens} tokens at "
+            f"{decode}, load {summary.load_s:.2f} s, peak memory {summary.peak_rss_bytes / 1e6:.0f} MB, "
+            f"energy not measured]")
 
 
 @main.command()
@@ -126,11 +189,10 @@ def targets() -> None:
         click.echo(f"{target.name:<24} {target.kind:<14} {target.description}")
 
 
-def _progress() -> Any:
+def _progress() -> Progress:
     from edge_awq.progress import Bars, Lines
 
-    echo: Callable[[str], None] = lambda text: click.echo(text, err=True)  # noqa: E731
-    return Bars() if sys.stderr.isatty() else Lines(echo)
+    return Bars() if sys.stderr.isatty() else Lines(partial(click.echo, err=True))
 
 
 if __name__ == "__main__":

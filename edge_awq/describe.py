@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from edge_awq.bundle import Bundle
 
@@ -27,11 +28,22 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     yield from _describe_report(manifest.report)
 
 
-def _short(table: dict[str, object]) -> Iterator[tuple[str, object]]:
+def _short(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The entries of a table that fit into a line."""
     return ((key, value) for key, value in table.items() if not isinstance(value, (list, dict)))
 
 
-def _describe_report(report: list[dict[str, object]]) -> Iterator[str]:
-    """One line for each quantized block: error of its output, plain rounding against what was kept."""
-    return iter(())
+def _describe_report(report: list[dict[str, Any]]) -> Iterator[str]:
+    """One line for each part: error of its output with plain rounding and with AWQ, and what was kept."""
+    if not report:
+        return
+    yield "  part          output error: rounding        AWQ   kept   clipped   ratios"
+    for part in report:
+        ratios = " ".join(f"{fold['source']} {fold['ratio']:g}" for fold in part["folds"] if fold["ratio"] is not None)
+        clipped = sum(part["clipped"].values())
+        yield (f"  {part['name']:<14}{_error(part['loss_rtn']):>22}{_error(part['loss_awq']):>11}"
+               f"   {part['kept']:<5}{clipped:>9}   {ratios}")
+
+
+def _error(loss: float | None) -> str:
+    return "-" if loss is None else f"{loss:.3g}"

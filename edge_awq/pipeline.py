@@ -1,0 +1,237 @@
+"""A checkpoint becomes a bundle: the order of the stages, and the place where a build goes on after a kill.
+
+    checkpoint -> model -> quantize -> export -> [bundle] -> engine
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import importlib.metadata
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from edge_awq import __version__
+from edge_awq.bundle import GRAPH, WEIGHTS, Bundle, Manifest, hash_file
+from edge_awq.engine import load_runtime
+from edge_awq.export.graph import build_graph
+from edge_awq.export.ops import CONTRACT_VERSION
+from edge_awq.layout import plan_layout
+from edge_awq.model.decoder import Decoder, load_decoder
+from edge_awq.model.rope import rope_tables
+from edge_awq.model.source import Source, resolve_source
+from edge_awq.model.tokenizer import copy_tokenizer
+from edge_awq.progress import Progress, Quiet
+from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head, to_half
+from edge_awq.quantize.calibrate import BUILT_IN, OWN, Calibration, CalibrationSpec, calibrate
+from edge_awq.target import QuantSpec, Target, find_target
+from edge_awq.weights import TensorSpec, WeightsWriter
+from edge_awq.workspace import Workspace, describe_file
+
+PROBE_TOKENS = 64  # of the calibration text, on which a compiled engine is checked
+TOOLS = ("torch", "numpy", "onnx", "onnxruntime", "tokenizers", "safetensors")  # whose versions a manifest keeps
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One build as it was asked for.
+
+    Attributes:
+        model: a folder or a hub id.
+        output: the bundle's folder.
+        precision: "w4a16" or "fp16".
+        recipe: "awq" or "rtn".
+        calibration: None for the built-in text, "self", or a txt or jsonl file.
+        resume: True insists on going on, False starts over, None goes on where it can.
+    """
+
+    model: str
+    target: Target
+    output: Path
+    precision: str
+    recipe: str
+    calibration: str | None
+    quant: QuantSpec
+    resume: bool | None
+
+    @classmethod
+    def from_options(cls, model: str, **options: Any) -> BuildRequest:
+        """From the options of ``edge-awq build``; what was not given comes from the target's profile."""
+        target = find_target(options["target"])
+        quant = target.quant
+        if options["group_size"]:
+            quant = dataclasses.replace(quant, group_size=int(options["group_size"]))
+        if options["symmetric"]:
+            quant = dataclasses.replace(quant, symmetric=True)
+        output = options["output"] or Path(f"{Path(model.partition('@')[0]).name}.bundle")
+        return cls(model, target, output, options["precision"], options["recipe"], options["calibration"], quant,
+                   options["resume"])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that a build knows before it computes anything."""
+
+    request: BuildRequest
+    source: Source
+    decoder: Decoder
+    context: int
+    settings: QuantizeSettings
+
+
+def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
+    """Build the bundle that ``request`` asks for; a build that was stopped goes on where it stopped.
+
+    Raises:
+        EdgeAwqError: the model, the calibration text or the output folder cannot be used.
+    """
+    progress = progress or Quiet()
+    plan = _plan(request)
+    workspace = Workspace(request.output, _inputs(plan), request.resume)
+    if bundle := workspace.finished():
+        progress.note(f"{bundle.path} is built already")
+        return bundle
+    with workspace as work:
+        copy_tokenizer(plan.source.folder, work.folder)
+        calibration = _calibrate(plan, work, progress)
+        with WeightsWriter(work.folder / WEIGHTS, _layout(plan)) as weights:
+            _store_weights(plan, _Store(work, weights), calibration.ids, progress)
+            graph = build_graph(plan.decoder.family, plan.decoder.config, weights.layout)
+        (work.folder / GRAPH).write_bytes(graph.SerializeToString())
+        gc.collect()  # the last block's tensors go before the engine is compiled
+        engine = _compile(plan, work, calibration, progress)
+        return work.seal(_manifest(plan, work, calibration, engine))
+
+
+def _plan(request: BuildRequest) -> _Plan:
+    source = resolve_source(request.model)
+    decoder = load_decoder(source.folder)
+    context = min(request.target.limits.max_context, decoder.config.max_positions)
+    settings = QuantizeSettings(request.precision, request.recipe, request.quant)
+    plan = _Plan(request, source, decoder, context, settings)
+    _layout(plan)  # a matrix that no group size divides is known before the work starts
+    return plan
+
+
+def _layout(plan: _Plan) -> list[TensorSpec]:
+    return plan_layout(plan.decoder, plan.request.precision, plan.request.quant, plan.context)
+
+
+def _inputs(plan: _Plan) -> dict[str, Any]:
+    """Everything that decides the bundle's bytes; a build goes on only from one with the same."""
+    folder, request = plan.source.folder, plan.request
+    small = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".model", ".jinja"))
+    text = Path(request.calibration) if request.calibration not in (None, OWN) else None
+    return {
+        "edge_awq": __version__,
+        "model": [plan.source.name, plan.source.revision],
+        "weights": [describe_file(path) for path in plan.decoder.checkpoint.files],
+        "files": {path.name: hash_file(path) for path in small},
+        "target": dataclasses.asdict(request.target),
+        "settings": [request.precision, request.recipe, dataclasses.asdict(request.quant)],
+        "calibration": [request.calibration, describe_file(text) if text and text.is_file() else None],
+    }
+
+
+def _calibrate(plan: _Plan, work: Workspace, progress: Progress) -> Calibration:
+    """The calibration tokens, drawn once and kept for a build that goes on later."""
+    tokenizer = Tokenizer.from_file(str(work.folder / "tokenizer.json"))
+    calibration = calibrate(plan.decoder, tokenizer, CalibrationSpec(plan.request.calibration or BUILT_IN))
+    if calibration.note:
+        progress.note(f"calibration: {calibration.note}")
+    return calibration
+
+
+@dataclass(frozen=True)
+class _Store:
+    """Where a build's results go, unit by unit."""
+
+    work: Workspace
+    weights: WeightsWriter
+
+    def finish(self, tensors: dict[str, Tensor], report: dict[str, Any] | None, hidden: Tensor | None) -> None:
+        """Write the tensors of one unit, and what the next one needs, then record the unit as done."""
+        for name, tensor in tensors.items():
+            self.weights.write(name, tensor.numpy())
+        self.weights.sync()
+        carry = None if hidden is None else partial(save_file, {"hidden": hidden})
+        self.work.finish_unit(report, carry)
+
+    def hidden(self) -> Tensor | None:
+        """What the last unit left: the next block's inputs [sequences, tokens, hidden] float32."""
+        path = self.work.carried()
+        return None if path is None else load_file(path)["hidden"]
+
+
+def _store_weights(plan: _Plan, store: _Store, ids: Tensor, progress: Progress) -> None:
+    """Quantize and write the embedding, every block, and the head; what an earlier build has done is left out."""
+    num_blocks = plan.decoder.config.num_layers
+    done = store.work.journal.done
+    hidden = store.hidden()
+    with progress.track("quantize", num_blocks + 2, done) as advance:
+        for unit in range(done, num_blocks + 2):
+            if unit == 0:
+                tensors, hidden = _first_unit(plan, ids)
+                store.finish(tensors, None, hidden)
+            elif unit <= num_blocks:
+                block, hidden = quantize_block(plan.decoder, unit - 1, hidden, plan.settings)
+                prefix = f"blocks.{unit - 1}."
+                tensors = {prefix + name: tensor for name, tensor in block.tensors.items()}
+                store.finish(tensors, dataclasses.asdict(block.report), hidden)
+            else:
+                head = quantize_head(plan.decoder, hidden, plan.settings)
+                store.finish(head.tensors, dataclasses.asdict(head.report), None)
+            advance(1)
+
+
+def _first_unit(plan: _Plan, ids: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Embedding and rotary tables, and the calibration's embedded tokens where the recipe looks at them."""
+    embed = plan.decoder.embed()
+    cos, sin = rope_tables(plan.decoder.config.rope, plan.context)
+    hidden = embed[ids] if plan.settings.needs_calibration else None
+    tensors = {"embed.weight": to_half("embed.weight", embed), "rope.cos": torch.from_numpy(cos),
+               "rope.sin": torch.from_numpy(sin)}
+    return tensors, hidden
+
+
+def _compile(plan: _Plan, work: Workspace, calibration: Calibration, progress: Progress) -> dict[str, Any]:
+    """Compile for the target and check the result on some of the calibration text."""
+    probe = calibration.ids.flatten()[:PROBE_TOKENS].tolist()
+    with progress.track("compile", 1) as advance:
+        report = load_runtime(plan.request.target.kind).compile_bundle(work.folder, probe)
+        advance(1)
+    return dataclasses.asdict(report)
+
+
+def _manifest(plan: _Plan, work: Workspace, calibration: Calibration, engine: dict[str, Any]) -> Manifest:
+    request, target = plan.request, plan.request.target
+    quant = {}
+    if request.precision != "fp16":
+        sequences, tokens = calibration.ids.shape
+        quant = {"recipe": request.recipe, **dataclasses.asdict(request.quant),
+                 "calibration": f"{calibration.source}, {sequences} x {tokens} tokens"}
+    return Manifest(
+        name=request.output.stem,
+        source=plan.source.name,
+        revision=plan.source.revision,
+        family=plan.decoder.family.name,
+        precision=request.precision,
+        config=dataclasses.asdict(plan.decoder.config),
+        context=plan.context,
+        prefill_chunk=target.limits.prefill_chunk,
+        target=target.name,
+        runtime=target.kind,
+        contract_version=CONTRACT_VERSION,
+        quant=quant,
+        report=list(work.journal.report),
+        engine=engine,
+        tool_versions={"edge-awq": __version__, **{tool: importlib.metadata.version(tool) for tool in TOOLS}},
+        fingerprint=work.fingerprint,
+    )
