@@ -43,9 +43,9 @@ def train_byte_level(special: tuple[str, ...] = ("<|begin|>", "<|end|>")) -> Tok
     return tokenizer
 
 
-def make_metaspace() -> Tokenizer:
-    """As some newer Llama files decode: the first token's space is left out by the decoder itself."""
-    words = ["<unk>", "▁the", "▁", "▁▁", "fox", "▁fox", "\n"]
+def make_spaced(decoder: decoders.Decoder) -> Tokenizer:
+    """A few words and the spaces of SentencePiece; one token is empty, as some vocabularies have it."""
+    words = ["<unk>", "▁the", "▁", "▁▁", "fox", "▁fox", "\n", ""]
     tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, [], unk_token="<unk>"))
-    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.decoder = decoder
     return tokenizer

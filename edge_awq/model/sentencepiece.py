@@ -184,9 +184,7 @@ def _bpe(model: SentencePieceModel) -> models.BPE:
 
 
 def _unigram(model: SentencePieceModel) -> models.Unigram:
-    """Scores as they are; what is no text gets the worst of them, which leaves the price of an unknown as it is."""
-    worst = min((piece.score for piece in model.pieces if piece.kind == NORMAL), default=0.0)
-    vocab = [(piece.text, piece.score if piece.kind == NORMAL else worst) for piece in model.pieces]
+    vocab = [(piece.text, piece.score) for piece in model.pieces]
     return models.Unigram(vocab, model.unk_id, model.byte_fallback)
 
 

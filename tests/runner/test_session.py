@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from edge_awq.bundle import Manifest, seal
 from edge_awq.errors import EdgeAwqError
@@ -18,11 +19,16 @@ from tokenizers_made_here import train_byte_level
 
 TOKENIZER = train_byte_level()
 BOS, EOS = (TOKENIZER.token_to_id(text) for text in ("<|begin|>", "<|end|>"))
+TOKENIZER.post_processor = TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", BOS)])
 FILES = {
     "tokenizer_config.json": {"bos_token": "<|begin|>", "eos_token": {"content": "<|end|>"},
                               "chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content }};{% endfor %}"},
     "generation_config.json": {"eos_token_id": [EOS, 5], "do_sample": True, "temperature": 0.6, "top_p": 0.9},
 }
+
+
+def ids_of(text):
+    return TOKENIZER.encode(text, add_special_tokens=False).ids
 
 
 def write_folder(folder, **changes):
@@ -51,7 +57,7 @@ def bundle(tmp_path):
 @pytest.fixture
 def opened(monkeypatch):
     """What the runtime was asked to open, and the engine that it gave."""
-    seen = SimpleNamespace(script=[*TOKENIZER.encode("the fox\nruns").ids, EOS, *[7] * 50])
+    seen = SimpleNamespace(script=[*ids_of("the fox\nruns"), EOS, *[7] * 50])
 
     def open_engine(bundle, threads, context):
         seen.bundle, seen.threads, seen.context = bundle, threads, context
@@ -115,7 +121,7 @@ def test_stop_strings_may_be_a_list(bundle, opened):
 def test_chat_renders_the_template_without_a_second_begin_token(bundle, opened):
     with load(bundle) as session:
         list(session.chat([{"role": "user", "content": "hi"}], max_tokens=1))
-        assert opened.engine.fed == [BOS, *TOKENIZER.encode("hi;").ids]
+        assert opened.engine.fed == [BOS, *ids_of("hi;")]
         assert session.encode_chat([{"role": "user", "content": "hi"}]) == opened.engine.fed
 
 
@@ -183,11 +189,20 @@ def test_end_tokens_come_from_the_generation_config_else_the_tokenizer(tmp_path,
 
 def test_a_model_without_special_tokens_or_template(tmp_path):
     nothing = {"generation_config.json": None, "tokenizer_config.json": None}
-    vocabulary = read_vocabulary(write_folder(tmp_path / "m", **nothing))
+    folder = write_folder(tmp_path / "m", **nothing)
+    train_byte_level().save(str(folder / "tokenizer.json"))
+    vocabulary = read_vocabulary(folder)
     assert (vocabulary.bos_id, vocabulary.eos_ids, vocabulary.chat) == (None, (), None)
     assert vocabulary.encode("") == []
     with pytest.raises(EdgeAwqError, match="no chat template"):
         vocabulary.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_an_empty_text_begins_even_where_the_tokenizer_adds_nothing(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    train_byte_level().save(str(folder / "tokenizer.json"))
+    assert read_vocabulary(folder).encode("") == [BOS]
+    assert read_vocabulary(folder).encode("a") == ids_of("a")
 
 
 def test_text_that_is_no_unicode_is_refused(tmp_path):

@@ -3,14 +3,20 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
 
 from edge_awq.model.sentencepiece import convert_sentencepiece, read_sentencepiece
 from edge_awq.runner.text import StopFilter, TextStream
-from tokenizers_made_here import LLAMA, make_metaspace, train_byte_level, train_sentencepiece
+from tokenizers_made_here import LLAMA, make_spaced, train_byte_level, train_sentencepiece
 
 BROKEN = "\ufffd"
-MAKERS = {"byte-level": train_byte_level, "metaspace": make_metaspace}
+# Two ways in which files leave the first space of a text out.
+MAKERS = {
+    "byte-level": train_byte_level,
+    "metaspace": lambda: make_spaced(decoders.Metaspace()),
+    "strip": lambda: make_spaced(decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(),
+                                                    decoders.Strip(" ", 1, 0)])),
+}
 
 
 def byte_fallback(folder, kind: str) -> Tokenizer:
@@ -18,7 +24,7 @@ def byte_fallback(folder, kind: str) -> Tokenizer:
     return convert_sentencepiece(read_sentencepiece(folder / "tokenizer.model"))
 
 
-@pytest.fixture(scope="module", params=["byte-level", "bpe", "unigram", "metaspace"])
+@pytest.fixture(scope="module", params=["bpe", "unigram", *MAKERS])
 def tokenizer(request, tmp_path_factory):
     if request.param in ("bpe", "unigram"):
         return byte_fallback(tmp_path_factory.mktemp("spm"), request.param)
