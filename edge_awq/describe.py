@@ -15,8 +15,8 @@ def describe_bundle(bundle: Bundle) -> Iterator[str]:
     revision = f" @ {manifest.revision}" if manifest.revision else ""
     yield f"{bundle.path}  (schema {manifest.schema}, every file's hash checked)"
     yield f"  model      {manifest.source}{revision}, family {manifest.family}"
-    yield (f"  shape      {config['num_layers']} layers, hidden {config['hidden_size']}, {config['num_heads']} heads of "
-           f"{config['head_size']}, {config['num_kv_heads']} KV heads, vocabulary {config['vocab_size']}")
+    yield (f"  shape      {config['num_layers']} layers, hidden {config['hidden_size']}, {config['num_heads']} heads "
+           f"of {config['head_size']}, {config['num_kv_heads']} KV heads, vocabulary {config['vocab_size']}")
     yield f"  target     {manifest.target} ({manifest.runtime}), context {manifest.context} tokens"
     yield f"  precision  {manifest.precision}" + "".join(f", {key} {value}" for key, value in manifest.quant.items())
     if manifest.engine:

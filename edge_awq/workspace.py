@@ -91,6 +91,7 @@ class Workspace:
         """The journal of an earlier build with the same inputs, or a fresh folder."""
         found = _read_journal(self.folder / _JOURNAL)
         if self._resume is not False and found is not None and found.fingerprint == self.fingerprint:
+            self._remove_strays(found)
             return found
         if self._resume is True:
             raise EdgeAwqError(f"{self.folder}: nothing to resume with this model and these settings",
@@ -98,6 +99,12 @@ class Workspace:
         for leftover in self.folder.iterdir():
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         return Journal(self.fingerprint)
+
+    def _remove_strays(self, journal: Journal) -> None:
+        """Remove what a kill left that came between carrying a unit over and recording it, or just after."""
+        for path in self.folder.glob("carried-*"):
+            if path.name != journal.carried:
+                path.unlink()
 
     def finish_unit(self, report: dict[str, Any] | None, carry: Callable[[Path], None] | None = None) -> None:
         """Record one more unit as done; ``carry`` writes what the next unit needs into the path it is given."""

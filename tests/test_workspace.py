@@ -27,6 +27,15 @@ def test_a_second_build_goes_on_where_the_first_was_killed(tmp_path):
         assert sorted(path.name for path in work.folder.iterdir()) == ["build.json", "carried-2"]
 
 
+def test_what_a_kill_left_between_two_units_goes(tmp_path):
+    with Workspace(tmp_path / "x.bundle", INPUTS) as work:
+        work.finish_unit(None, lambda path: path.write_text("hidden 1"))
+        for stray in ("carried-0", "carried-2", "carried-2.tmp"):
+            (work.folder / stray).write_text("stray")
+    with Workspace(tmp_path / "x.bundle", INPUTS) as work:
+        assert sorted(path.name for path in work.folder.iterdir()) == ["build.json", "carried-1"]
+
+
 def test_other_inputs_start_over(tmp_path):
     with Workspace(tmp_path / "x.bundle", INPUTS) as work:
         work.finish_unit(None)

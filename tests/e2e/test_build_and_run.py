@@ -1,0 +1,205 @@
+"""The whole road: a checkpoint becomes a bundle, and it talks."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from models import assert_refused, command, greedy, make_model, spawn
+
+from edge_awq import load, weights
+from edge_awq.bundle import Bundle, hash_file
+from edge_awq.runner.sampling import SamplingSettings
+
+KEYS = ["text", "tokens", "prompt_tokens", "prefill_tok_s", "decode_tok_s", "ttft_s", "load_s", "peak_rss_bytes",
+        "weight_bytes_per_token", "energy"]
+PROMPT = "The quick brown fox"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    return folder, make_model(folder)
+
+
+@pytest.fixture(scope="module")
+def bundle(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("built") / "tiny.bundle"
+    result = command("build", model[0], "-o", path)
+    assert result.code == 0, result
+    return path
+
+
+@pytest.mark.parametrize("architecture", ["llama3", "mistral", "qwen2", "tinyllama"])
+def test_fp16_bundle_says_what_transformers_says(tmp_path, architecture):
+    reference = make_model(tmp_path / "model", architecture)
+    assert command("build", tmp_path / "model", "-o", tmp_path / "b", "--precision", "fp16").code == 0
+    with load(tmp_path / "b") as session:
+        ids = session.encode(PROMPT)
+        expected = greedy(reference, ids, 24)
+        found = session.generate(ids, max_tokens=24, ignore_eos=True, temperature=0.0)
+        assert [token.token_id for token in found] == expected
+
+
+@pytest.mark.parametrize("options", [["--recipe", "rtn"], ["--symmetric"], ["--group-size", "64"]])
+def test_every_way_to_quantize_stays_near_the_float_model(tmp_path, model, options):
+    folder, reference = model
+    assert command("build", folder, "-o", tmp_path / "b", *options).code == 0
+    with load(tmp_path / "b") as session:
+        import torch
+
+        ids = session.encode(PROMPT)
+        found = session.prefill(ids)
+        with torch.no_grad():
+            expected = reference(torch.tensor([ids])).logits[0, -1].numpy()
+    # Random weights in 4 bits: 15 steps over 5.5 sigma leave 11 % of noise per matmul; two layers have 14 of them.
+    assert np.linalg.norm(found - expected) < 0.11 * 14**0.5 * 1.2 * np.linalg.norm(expected)
+
+
+def test_json_is_one_object_with_exactly_these_keys(bundle):
+    result = command("run", bundle, "-p", PROMPT, "-n", 7, "--ignore-eos", "--json")
+    table = json.loads(result.out)
+    assert list(table) == KEYS
+    assert table["tokens"] == 7 and table["energy"] is None and table["decode_tok_s"] > 0
+
+
+def test_streamed_text_is_the_text_of_the_json(bundle):
+    streamed = command("run", bundle, "-p", PROMPT, "-n", 12, "--greedy")
+    assert streamed.out.removesuffix("\n") == json.loads(
+        command("run", bundle, "-p", PROMPT, "-n", 12, "--greedy", "--json").out)["text"]
+    assert "tok/s" in streamed.err and "energy not measured" in streamed.err
+
+
+def test_a_prompt_comes_from_option_file_or_standard_input(bundle, tmp_path):
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    answers = {
+        command("run", bundle, "-p", PROMPT, "-n", 5, "--greedy").out,
+        command("run", bundle, "--prompt-file", tmp_path / "prompt.txt", "-n", 5, "--greedy").out,
+        command("run", bundle, "-n", 5, "--greedy", stdin=PROMPT).out,
+    }
+    assert len(answers) == 1
+
+
+def test_chat_wraps_the_prompt(bundle):
+    plain = json.loads(command("run", bundle, "-p", PROMPT, "-n", 1, "--json").out)
+    chat = json.loads(command("run", bundle, "-p", PROMPT, "-n", 1, "--json", "--chat").out)
+    assert chat["prompt_tokens"] > plain["prompt_tokens"]
+
+
+def test_seed_repeats(bundle):
+    def answer(seed):
+        return command("run", bundle, "-p", PROMPT, "-n", 16, "--temperature", 1.5, "--seed", seed).out
+
+    assert answer(3) == answer(3) != answer(4)
+
+
+def test_run_log_is_readable_and_keeps_the_prompt_to_itself(bundle, tmp_path):
+    assert command("run", bundle, "-p", PROMPT, "-n", 6, "--ignore-eos", "--log", tmp_path / "runs").code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    text = (run / "run.jsonl").read_text()
+    events = [json.loads(line) for line in text.splitlines()]
+    assert events[0]["event"] == "start" and events[-1]["event"] == "summary"
+    assert events[-1]["tokens"] == 6 and events[-1]["energy"] is None
+    assert "quick brown" not in text
+    assert len((run / "tokens.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_inspect_shows_every_block(bundle):
+    shown = command("inspect", bundle).out
+    assert "blocks.0" in shown and "blocks.1" in shown and "weights.safetensors" in shown
+    manifest = json.loads(command("inspect", bundle, "--json").out)
+    assert [part["name"] for part in manifest["report"]] == ["blocks.0", "blocks.1", "head"]
+    for part in manifest["report"][:2]:
+        assert part["loss_awq"] is not None and part["clipped"]
+        assert part["kept"] == ("awq" if part["loss_awq"] < part["loss_rtn"] else "rtn")
+
+
+def test_the_same_build_again_does_nothing(bundle, model):
+    before = hash_file(bundle / "manifest.json")
+    result = command("build", model[0], "-o", bundle)
+    assert result.code == 0 and "is built already" in result.err
+    assert hash_file(bundle / "manifest.json") == before
+
+
+def test_another_build_does_not_replace_a_bundle_unasked(bundle, model):
+    assert_refused(command("build", model[0], "-o", bundle, "--recipe", "rtn"), str(bundle), "--fresh")
+
+
+def wait_for_unit(process, partial, unit):
+    """Return once the build of ``partial`` has finished ``unit`` units."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if json.loads((partial / "build.json").read_text())["done"] >= unit:
+                return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.005)
+    raise AssertionError(f"the build ended or hung: {process.communicate()}")
+
+
+def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
+    make_model(tmp_path / "model", num_hidden_layers=6)
+    whole, killed = tmp_path / "whole.bundle", tmp_path / "killed.bundle"
+    uninterrupted = spawn("build", tmp_path / "model", "-o", whole)
+    assert uninterrupted.wait(240) == 0, uninterrupted.communicate()
+
+    process = spawn("build", tmp_path / "model", "-o", killed)
+    wait_for_unit(process, tmp_path / "killed.bundle.partial", 2)
+    process.kill()
+    process.communicate()
+    assert not killed.exists()
+    resumed = spawn("build", tmp_path / "model", "-o", killed, "--resume")
+    _, log = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, log
+    done = int(log.split("quantize: ")[1].split("/")[0])
+    assert done >= 2
+    assert Bundle.open(killed).manifest.files == Bundle.open(whole).manifest.files
+    assert Bundle.open(killed).manifest.report == Bundle.open(whole).manifest.report
+    assert not (tmp_path / "killed.bundle.partial").exists()
+
+
+def test_ctrl_c_is_one_line_and_leaves_no_bundle(tmp_path):
+    import signal
+
+    make_model(tmp_path / "model", num_hidden_layers=6)
+    process = spawn("build", tmp_path / "model", "-o", tmp_path / "x.bundle")
+    wait_for_unit(process, tmp_path / "x.bundle.partial", 1)
+    process.send_signal(signal.SIGINT)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Error: interrupted" in log and "Traceback" not in log
+    assert not (tmp_path / "x.bundle").exists()
+
+
+def test_a_full_disk_is_one_error(tmp_path, model, monkeypatch):
+    import errno
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights.os, "posix_fallocate", full)
+    assert_refused(build_plain(model, tmp_path), "do not fit on the disk")
+    assert not (tmp_path / "x.bundle").exists()
+
+
+def build_plain(model, tmp_path):
+    return command("build", model[0], "-o", tmp_path / "x.bundle", "--recipe", "rtn")
+
+
+def test_a_disk_that_fills_up_during_the_work_is_one_error(tmp_path, model, monkeypatch):
+    import errno
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(weights.os, "pwrite", full)
+    result = build_plain(model, tmp_path)
+    assert result.code == 1 and "No space left on device" in result.err and "Traceback" not in result.err
+    assert not (tmp_path / "x.bundle").exists()
+
+
+def test_defaults_of_sampling_are_the_models_own(bundle):
+    with load(bundle) as session:
+        assert session.settings().sampling == SamplingSettings(temperature=0.0)
+        assert len(session.settings().eos_ids) == 1
