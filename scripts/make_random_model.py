@@ -1,0 +1,114 @@
+#!/usr/bin/env python3
+"""Write a checkpoint with the exact shape of a known model and random weights, as a Hugging Face folder.
+
+For measuring speed and memory without a download. One block or table is in memory at a time, and becomes one shard.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import save_file
+
+from edge_awq.errors import EdgeAwqError
+from edge_awq.model.config import parse_config
+from edge_awq.model.family import find_family
+from edge_awq.progress import Bars, Lines, Progress, Quiet
+from edge_awq.toml import load_toml
+from hf_folder import hf_config, read_json, replacing, train_tokenizer, write_json, write_text_files
+from random_weights import RandomWeights, stored_name
+from stdlib_text import read_corpus
+
+SHAPES = Path(__file__).resolve().parent / "shapes.toml"
+RECORD = "random.json"  # what the folder was made from
+TOKENIZER_TEXT = 2_000_000  # characters
+TOKENIZER_SIZE = 8192  # entries at most; ids beyond them are legal for the model and stand for no text
+GAIN_SPREAD = 0.1
+DTYPE = torch.bfloat16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One entry of shapes.toml: ``config`` has the keys of config.json, ``biases`` names the linears with one."""
+
+    name: str
+    config: dict[str, Any]
+    biases: tuple[str, ...] = ()
+
+
+def shape_names() -> tuple[str, ...]:
+    """All shapes in shapes.toml."""
+    return tuple(load_toml(SHAPES))
+
+
+def find_shape(name: str) -> Shape:
+    """The shape called ``name``; an unknown one is an error that lists those that exist."""
+    shapes = load_toml(SHAPES)
+    if name not in shapes:
+        raise EdgeAwqError(f"shape '{name}' is not known", hint=f"known: {', '.join(shapes)}; {SHAPES.name} takes more")
+    config = shapes[name]
+    biases = tuple(config.pop("biases", ()))
+    return Shape(name, config, biases)
+
+
+def make_random_model(folder: Path, shape: Shape, seed: int = 0, progress: Progress | None = None) -> Path:
+    """Write the checkpoint, unless ``folder`` already holds this very one; returns the folder."""
+    config = hf_config(shape.config, str(DTYPE).removeprefix("torch."))
+    record = {"shape": shape.name, "seed": seed, "config": config}
+    if read_json(folder / RECORD) == record:
+        return folder
+    with replacing(folder) as partial:
+        tokenizer = train_tokenizer(read_corpus(TOKENIZER_TEXT).training, min(TOKENIZER_SIZE, config["vocab_size"]))
+        write_text_files(partial, config, tokenizer)
+        count = config["num_hidden_layers"] + (1 if config["tie_word_embeddings"] else 2)
+        _write_shards(partial, _shards(shape, seed), count, progress or Quiet())
+        write_json(partial / RECORD, record)
+    return folder
+
+
+def _shards(shape: Shape, seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The tensors of each shard by their names in the checkpoint; they are made when they are asked for."""
+    family = find_family(shape.config["model_type"])
+    config = parse_config(shape.config, family)
+    generator = torch.Generator().manual_seed(seed)
+    random = RandomWeights(family, config, generator, GAIN_SPREAD, shape.biases, DTYPE)
+    yield {stored_name(family, "embed.weight"): random.matrix("embed"),
+           stored_name(family, "final_norm.weight"): random.gains()}
+    if not config.tied_head:
+        yield {stored_name(family, "head.weight"): random.matrix("head")}
+    for index in range(config.num_layers):
+        yield {stored_name(family, name, index): weight for name, weight in random.block().items()}
+
+
+def _write_shards(folder: Path, shards: Iterable[dict[str, torch.Tensor]], count: int, progress: Progress) -> None:
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    with progress.track("writing shards", count) as advance:
+        for number, tensors in enumerate(shards, 1):
+            file = f"model-{number:05}-of-{count:05}.safetensors"
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, file)
+            total_bytes += sum(tensor.nbytes for tensor in tensors.values())
+            advance(1)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
+
+
+@click.command(help=__doc__)
+@click.argument("shape", type=click.Choice(shape_names()))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The checkpoint's folder.")
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(shape: str, output: Path, seed: int) -> None:
+    progress = Bars() if sys.stderr.isatty() else Lines(lambda text: click.echo(text, err=True))
+    make_random_model(output, find_shape(shape), seed, progress)
+    click.echo(str(output), err=True)
+
+
+if __name__ == "__main__":
+    main()
