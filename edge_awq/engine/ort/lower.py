@@ -5,12 +5,13 @@ A node whose rule declines keeps its function body, so every graph still runs; t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from edge_awq.engine.ort.graph import Graph
-from edge_awq.engine.ort.rules import RULES
+from edge_awq.engine.ort.rules import RULES, Rule
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class LoweringReport:
     declined: tuple[Refusal, ...]
 
 
-def lower(model: onnx.ModelProto) -> tuple[onnx.ModelProto, LoweringReport]:
+def lower(model: onnx.ModelProto, rules: Sequence[Rule] = RULES) -> tuple[onnx.ModelProto, LoweringReport]:
     """Apply every rule to every match of it; the model given stays as it is."""
     graph = Graph(model)
     fired = {}
     declined = []
-    for rule in RULES:
+    for rule in rules:
         matches = [(match, match[0].name) for match in rule.find(graph)]
         answers = [(name, rule.rewrite(graph, match)) for match, name in matches]
         refused = [Refusal(rule.name, name, answer.reason) for name, answer in answers if answer is not None]

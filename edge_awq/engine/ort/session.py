@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from edge_awq.errors import EdgeAwqError
 
-ERRORS_ONLY = 3  # severity from which onnxruntime writes to the terminal
+SILENT = 4  # severity from which onnxruntime writes to the terminal: what stops it comes as an exception as well
+# What refuses a graph or its constants; onnxruntime's exceptions have no base of their own.
+LOAD_ERRORS = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile,
+               errors.NotImplemented, errors.RuntimeException)
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,14 @@ def create_session(graph: bytes, folder: Path, settings: SessionSettings) -> onn
     options.inter_op_num_threads = 1
     # A pattern holds one more block of activations per input shape, 20 MB for the second chunk of a prompt at 1.1 B.
     options.enable_mem_pattern = False
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = SILENT
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin_us else "0")
     if settings.spin_us:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(settings.spin_us))
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except RuntimeError as error:  # every exception of onnxruntime is one
+    except LOAD_ERRORS as error:
         raise EdgeAwqError(f"{folder}: onnxruntime {onnxruntime.__version__} cannot load the compiled graph: {error}",
                            hint="build the bundle again, with the onnxruntime that is installed here") from error
 
