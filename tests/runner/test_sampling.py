@@ -49,6 +49,19 @@ def test_top_p_keeps_what_transformers_keeps(top_p, seed):
     assert np.array_equal(keep_top_p(scores, top_p), oracle(transformers.TopPLogitsWarper(top_p), scores))
 
 
+def test_top_p_keeps_ties_like_transformers():
+    for scores in (np.zeros(8), np.array([0.0, 3.0, 1.0, 3.0, 1.0, 1.0])):
+        for top_p in (0.1, 0.3, 0.55, 0.95):
+            assert np.array_equal(keep_top_p(scores, top_p), oracle(transformers.TopPLogitsWarper(top_p), scores))
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0], ids=["flat", "usual", "peaked"])
+@pytest.mark.parametrize("top_p", [0.5, 0.999999])
+def test_top_p_of_a_large_vocabulary_equals_transformers(scale, top_p):
+    scores = np.random.default_rng(1).normal(scale=scale, size=50257)
+    assert np.array_equal(keep_top_p(scores, top_p), oracle(transformers.TopPLogitsWarper(top_p), scores))
+
+
 @pytest.mark.parametrize("top_p", [0.3, 0.9])
 def test_top_p_after_top_k_equals_transformers(top_p):
     scores = keep_top_k(scores_of(7), 20)
