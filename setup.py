@@ -30,7 +30,7 @@ setup(
         "safetensors>=0.5",
         "tokenizers>=0.20",
         "huggingface_hub>=0.26",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "onnx>=1.19",
         "onnx-graphsurgeon>=0.5.8",
         "onnxruntime>=1.23",
