@@ -56,7 +56,7 @@ def random_ids(count: int, vocab_size: int = 131, seed: int = 1) -> list[int]:
 
 def run_graph(model: onnx.ModelProto, folder: Path, decoder: StoredDecoder, chunks: list[list[int]]) -> np.ndarray:
     """Logits [tokens, vocab_size] of the chunks run one after the other, whatever inputs of ours the graph has."""
-    session = create_session(model.SerializeToString(), folder, SessionSettings(threads=1))
+    session = create_session(model.SerializeToString(), folder / "weights.safetensors", SessionSettings(threads=1))
     config, capacity = decoder.config, sum(map(len, chunks)) + 3
     shape = (1, config.num_kv_heads, capacity, config.head_size)
     cache = {f"{part}_{layer}": np.zeros(shape, np.float32) for layer in range(config.num_layers) for part in

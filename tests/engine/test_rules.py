@@ -5,6 +5,7 @@ The oracle is the canonical graph, run by onnxruntime as it stands.
 
 from __future__ import annotations
 
+import math
 import re
 
 import onnx
@@ -14,7 +15,7 @@ from onnx import helper
 
 from edge_awq.engine.ort.accuracy import set_levels
 from edge_awq.engine.ort.lower import lower
-from edge_awq.engine.ort.rules import RULES
+from edge_awq.engine.ort.rules import RULES, split_head
 from edge_awq.engine.ort.rules.matmul_nbits import KERNEL
 
 FLOAT_LIMIT = 1e-5  # float32 on both sides, in another order
@@ -55,14 +56,22 @@ FIRE = {
     ("matmul_nbits",): ("llama3", [15]),
     ("attention",): ("llama3", [2]),
     ("skip_norm",): ("llama3", [3]),
+    ("split_head",): ("llama3", [1]),
     ("merge_linears", "attention"): ("mistral", [4, 2]),
     ("merge_linears", "matmul_nbits"): ("llama-biased", [4, 9]),
     ("matmul_nbits", "fuse_bias"): ("llama-biased", [15, 14]),
     ("merge_linears", "matmul_nbits", "fuse_bias"): ("qwen2", [4, 9, 2]),
-    tuple(rule.name for rule in RULES): ("llama-biased", [1, 4, 9, 8, 2, 3]),
+    tuple(rule.name for rule in RULES): ("llama-biased", [1, 4, 1, 13, 8, 2, 3]),
 }
 
 
+@pytest.fixture
+def small_head(monkeypatch):
+    """Heads are split from 4 KB, so that one of 131 x 128 bytes gives 5 parts."""
+    monkeypatch.setattr(split_head, "LARGEST", 4096)
+
+
+@pytest.mark.usefixtures("small_head")
 @pytest.mark.parametrize("names", FIRE, ids="+".join)
 def test_rules_fire_and_numbers_stay(models, names):
     architecture, times = FIRE[names]
@@ -137,11 +146,11 @@ def move(model, name):
     entry.value = str(int(entry.value) + 1)
 
 
-def embed_bias(model, name, count):
-    """A constant of its own in place of a stored one."""
+def embed_constant(model, name, shape):
+    """A constant inside the graph in place of a stored one."""
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     model.graph.initializer.remove(tensor)
-    model.graph.initializer.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, [count], [0.5] * count))
+    model.graph.initializer.append(helper.make_tensor(name, tensor.data_type, shape, [0.5] * math.prod(shape)))
 
 
 def weights_as_input(model, name):
@@ -172,10 +181,12 @@ DECLINE = {
     "merge-bias-apart": ("merge_linears", "llama-biased", move, ("blocks.0.v.bias",), "v.bias do not lie side"),
     "merge-some-biased": ("merge_linears", "llama-biased", drop_bias, ("blocks.0.k",), "some of the linears have"),
     "merge-groups": ("merge_linears", "llama3", set_attribute, ("blocks.0.q", "group_size", 128), "group sizes"),
+    "head-given": ("split_head", "llama3", weights_as_input, ("head.qweight",), "no constants"),
+    "head-embedded": ("split_head", "llama3", embed_constant, ("head.scales", [131, 2]), "no ranges"),
     "matmul-group-48": ("matmul_nbits", "llama3", set_attribute, ("blocks.0.q", "group_size", 48), "group size 48"),
     "matmul-group-8": ("matmul_nbits", "llama3", set_attribute, ("blocks.0.q", "group_size", 8), "group size 8"),
     "matmul-weights-given": ("matmul_nbits", "llama3", weights_as_input, ("blocks.0.q.qweight",), "no constants"),
-    "bias-of-one": ("fuse_bias", "llama-biased", embed_bias, ("blocks.0.o.bias", 1), r"has shape \[1\], \[128\]"),
+    "bias-of-one": ("fuse_bias", "llama-biased", embed_constant, ("blocks.0.o.bias", [1]), r"has shape \[1\], \[128\]"),
     "attention-head-24": ("attention", "llama3", set_attribute, ("blocks.0.attention", "head_size", 24), "size 24"),
     "attention-rotary-table": ("attention", "llama3", weights_as_input, ("rope.cos",), "rotary tables: no constant"),
     "norm-of-constant": ("skip_norm", "llama3", constant_addend, ("blocks.0.attn_residual",), "'ones' is a constant"),
@@ -184,6 +195,7 @@ DECLINE = {
 }
 
 
+@pytest.mark.usefixtures("small_head")
 @pytest.mark.parametrize("case", DECLINE)
 def test_rule_declines_with_its_reason(models, case):
     rule, architecture, edit, arguments, reason = DECLINE[case]

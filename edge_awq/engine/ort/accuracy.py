@@ -67,7 +67,7 @@ def set_levels(model: onnx.ModelProto, float_activations: Collection[str]) -> No
 def run_probe(model: onnx.ModelProto, weights: Path, ids: Sequence[int]) -> Probe:
     """Run ``ids`` through the lowered ``model`` with float32 activations, and each matmul's int8 twin beside it."""
     names = [node.name for node in _kernels(model)]
-    session = create_session(_with_twins(model).SerializeToString(), weights.parent, SessionSettings())
+    session = create_session(_with_twins(model).SerializeToString(), weights, SessionSettings())
     feeds = _feeds(session, weights, ids)
     logits, *errors = session.run([LOGITS, *([ERRORS] if names else [])], feeds)
     measured = [float(error) for error in np.ravel(errors)]

@@ -51,7 +51,7 @@ class OrtEngine:
         self.context = settings.context
         self.length = 0
         self._prefill_chunk = settings.prefill_chunk
-        self._session = create_session(graph.read_bytes(), weights.parent, settings.session)
+        self._session = create_session(graph.read_bytes(), weights, settings.session)
         self._embedding = Embedding(weights)
         self._binding = self._session.io_binding()
         self._inputs = {value.name: value.shape for value in self._session.get_inputs()}

@@ -106,17 +106,43 @@ def join(tensors: Sequence[TensorProto], name: str) -> TensorProto | None:
 
     None where they do not, or where their types or columns differ.
     """
-    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in tensors]
+    places = [_place(tensor) for tensor in tensors]
     first = tensors[0]
-    end = int(places[0].get("offset", 0))
+    if None in places:
+        return None
+    location, offset, _ = places[0]
+    end = offset
     for tensor, place in zip(tensors, places, strict=True):
         alike = tensor.data_type == first.data_type and tensor.dims[1:] == first.dims[1:]
-        if not alike or place.get("location") != places[0].get("location") or place.get("offset") != str(end):
+        if not alike or place[:2] != (location, end):
             return None
-        end += int(place["length"])
+        end += place[2]
     dims = [sum(tensor.dims[0] for tensor in tensors), *first.dims[1:]]
-    whole = TensorProto(name=name, data_type=first.data_type, dims=dims, data_location=TensorProto.EXTERNAL)
-    length = end - int(places[0]["offset"])
-    for key, value in (*((key, places[0][key]) for key in ("location", "offset")), ("length", str(length))):
-        whole.external_data.add(key=key, value=value)
-    return whole
+    return _stored(name, first.data_type, dims, (location, offset, end - offset))
+
+
+def rows(tensor: TensorProto, bounds: tuple[int, int], name: str) -> TensorProto | None:
+    """Rows [start, stop) of a matrix in the weights file as a constant; None where it does not lie there."""
+    place = _place(tensor)
+    if place is None:
+        return None
+    start, stop = bounds
+    location, offset, length = place
+    size = length // tensor.dims[0]
+    return _stored(name, tensor.data_type, [stop - start, *tensor.dims[1:]],
+                   (location, offset + start * size, (stop - start) * size))
+
+
+_Place = tuple[str, int, int]  # file, offset and length in bytes
+
+
+def _place(tensor: TensorProto) -> _Place | None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    return (entries["location"], int(entries["offset"]), int(entries["length"])) if entries else None
+
+
+def _stored(name: str, data_type: int, dims: Sequence[int], place: _Place) -> TensorProto:
+    tensor = TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
+    for key, value in zip(("location", "offset", "length"), place, strict=True):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor

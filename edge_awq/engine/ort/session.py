@@ -34,8 +34,8 @@ class SessionSettings:
             raise EdgeAwqError(f"threads = {self.threads} is not possible", hint="use 1 or more, or leave it out")
 
 
-def create_session(graph: bytes, folder: Path, settings: SessionSettings) -> onnxruntime.InferenceSession:
-    """A session of a serialized graph whose external constants are files in ``folder``.
+def create_session(graph: bytes, weights: Path, settings: SessionSettings) -> onnxruntime.InferenceSession:
+    """A session of a serialized graph whose external constants are ranges of the file ``weights``.
 
     Raises:
         EdgeAwqError: onnxruntime refuses the graph, or its constants are missing.
@@ -46,14 +46,16 @@ def create_session(graph: bytes, folder: Path, settings: SessionSettings) -> onn
     # A pattern holds one more block of activations per input shape, 20 MB for the second chunk of a prompt at 1.1 B.
     options.enable_mem_pattern = False
     options.log_severity_level = SILENT
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    folder = weights.resolve().parent  # onnxruntime follows no link out of the folder it is given
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spin_us else "0")
     if settings.spin_us:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(settings.spin_us))
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except LOAD_ERRORS as error:
-        raise EdgeAwqError(f"{folder}: onnxruntime {onnxruntime.__version__} cannot load the compiled graph: {error}",
+        version = onnxruntime.__version__
+        raise EdgeAwqError(f"{weights.parent}: onnxruntime {version} cannot load the compiled graph: {error}",
                            hint="build the bundle again, with the onnxruntime that is installed here") from error
 
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from edge_awq.engine.ort.graph import Graph
-from edge_awq.engine.ort.rules import attention, embedding, fuse_bias, matmul_nbits, merge_linears, skip_norm
+from edge_awq.engine.ort.rules import (
+    attention,
+    embedding,
+    fuse_bias,
+    matmul_nbits,
+    merge_linears,
+    skip_norm,
+    split_head,
+)
 from edge_awq.engine.ort.rules.declined import Declined
 
 Match = tuple[NodeProto, ...]
@@ -29,5 +37,5 @@ class Rule:
 
 RULES = tuple(
     Rule(module.__name__.rpartition(".")[2], module.find, module.rewrite)
-    for module in (embedding, merge_linears, matmul_nbits, fuse_bias, attention, skip_norm)
+    for module in (embedding, merge_linears, split_head, matmul_nbits, fuse_bias, attention, skip_norm)
 )
