@@ -111,8 +111,10 @@ def write_genai_int4(checkpoint: Path, out: Path) -> None:
     """What the model builder of onnxruntime-genai makes by default for int4 on a CPU: symmetric, groups of 32."""
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         made = Path(folder) / "model"
-        subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", made,
-                        "-p", "int4", "-e", "cpu", "-c", Path(folder) / "cache"], check=True, stdout=sys.stderr)
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", made,
+                   "-p", "int4", "-e", "cpu", "-c", Path(folder) / "cache"]
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            raise SystemExit("onnxruntime-genai's model builder failed; it needs torch, transformers and onnx_ir")
         made.rename(out)
 
 
