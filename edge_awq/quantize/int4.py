@@ -59,6 +59,10 @@ class PackedLinear:
         """The stored tensors of the linear ``name``."""
         return {f"{name}.{kind}": getattr(self, kind) for kind in ("qweight", "scales", "zero_points")}
 
+    def rows(self, rows: slice) -> PackedLinear:
+        """Some of the rows, as views."""
+        return PackedLinear(self.qweight[rows], self.scales[rows], self.zero_points[rows], self.bits, self.group_size)
+
 
 def grid_for(name: str, inputs: int, grid: IntGrid) -> IntGrid:
     """``grid`` itself, or with groups of 64 where K = ``inputs`` does not divide by its group size.
@@ -75,9 +79,9 @@ def grid_for(name: str, inputs: int, grid: IntGrid) -> IntGrid:
     )
 
 
-def row_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Slices over the rows of a [rows, width] matrix, each of about CHUNK_ELEMENTS."""
-    step = max(1, CHUNK_ELEMENTS // width)
+def row_chunks(rows: int, width: int, elements: int = CHUNK_ELEMENTS) -> Iterator[slice]:
+    """Slices over the rows of a [rows, width] matrix, each of about so many elements."""
+    step = max(1, elements // width)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
@@ -93,10 +97,8 @@ def scales_and_zeros(low: torch.Tensor, high: torch.Tensor, grid: IntGrid) -> tu
     A scale is never zero, and a subnormal one is rounded up, so that its range is covered: a group of zeros, or of
     values too small for fp16, needs no special case.
     """
-    if grid.symmetric:
-        scale = torch.maximum(high / (grid.middle - 1), low / -grid.middle)
-    else:
-        scale = (high - low) / grid.top
+    covers_both = torch.maximum(high / (grid.middle - 1), low / -grid.middle)
+    scale = covers_both if grid.symmetric else (high - low) / grid.top
     subnormal = (scale / HALF_SMALLEST).ceil_().clamp_(min=1) * HALF_SMALLEST
     scale = torch.where(scale < HALF_SMALLEST_NORMAL, subnormal, scale.half().float())
     if grid.symmetric:
@@ -113,15 +115,13 @@ def quantize(
     """Quantize ``weight`` [N, K] float32 of the linear ``name``; also returns how many weights were clipped.
 
     Args:
-        ranges: low and high of every group, each [N, K/g]; by default the smallest and the largest weight.
+        ranges: low and high of every group, each [N, K/g]; by default the smallest and the largest weight, which
+            clips nothing.
 
     Raises:
-        EdgeAwqError: K does not divide by the group size, or a scale lies beyond fp16.
+        EdgeAwqError: a scale lies beyond fp16.
     """
     rows, width = weight.shape
-    if width % grid.group_size:
-        raise EdgeAwqError(f"{name}: K = {width} inputs do not divide into groups of {grid.group_size}",
-                           hint="use group size 64, or build with --precision fp16")
     parts = []
     clipped = 0
     for chunk in row_chunks(rows, width):
@@ -132,11 +132,19 @@ def quantize(
             raise EdgeAwqError(f"{name}: weights up to {float(groups.abs().max()):.3g} need a scale beyond fp16",
                                hint="the checkpoint is damaged; get another copy")
         integers = (groups / scale[..., None]).round_().add_(zero[..., None])
-        clipped += int(((integers < 0) | (integers > grid.top)).sum())
+        if ranges is not None:
+            clipped += int(((integers < 0) | (integers > grid.top)).sum())
         integers = integers.clamp_(0, grid.top).to(torch.uint8).flatten(1)
         parts.append((_pack(integers, grid), scale.half(), _pack(zero.to(torch.uint8), grid)))
-    qweight, scales, zero_points = (torch.cat(column) for column in zip(*parts))
+    qweight, scales, zero_points = (torch.cat(column) for column in zip(*parts, strict=True))
     return PackedLinear(qweight, scales, zero_points, grid.bits, grid.group_size), clipped
+
+
+def rounded(weight: torch.Tensor, grid: IntGrid) -> torch.Tensor:
+    """What ``dequantize`` gives back after ``quantize`` of ``weight`` [N, K], without packing: [N, K] float32."""
+    groups = weight.unflatten(1, (-1, grid.group_size))
+    scale, zero = (values[..., None] for values in scales_and_zeros(*group_ranges(groups), grid))
+    return (groups / scale).round_().add_(zero).clamp_(0, grid.top).sub_(zero).mul_(scale).flatten(1)
 
 
 def dequantize(packed: PackedLinear) -> torch.Tensor:
@@ -145,11 +153,12 @@ def dequantize(packed: PackedLinear) -> torch.Tensor:
     width = num_groups * packed.group_size
     weight = torch.empty(rows, num_groups, packed.group_size)
     for chunk in row_chunks(rows, width):
-        integers, zeros = packed.qweight[chunk], packed.zero_points[chunk]
+        part = packed.rows(chunk)
+        integers, zeros = part.qweight, part.zero_points
         if packed.bits == 4:
             integers, zeros = unpack_nibbles(integers, width), unpack_nibbles(zeros, num_groups)
-        out = weight[chunk].copy_(integers.unflatten(1, (num_groups, -1)))
-        out.sub_(zeros[..., None].float()).mul_(packed.scales[chunk, :, None].float())
+        values = weight[chunk].copy_(integers.unflatten(1, (num_groups, -1)))
+        values.sub_(zeros[..., None].float()).mul_(part.scales[..., None].float())
     return weight.flatten(1)
 
 

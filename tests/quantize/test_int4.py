@@ -14,6 +14,7 @@ from edge_awq.quantize.int4 import (
     grid_for,
     pack_nibbles,
     quantize,
+    rounded,
     unpack_nibbles,
 )
 
@@ -78,12 +79,20 @@ def test_no_weight_moves_by_more_than_a_step(grid, seed, exponent, offset):
 
 
 @every_grid
+def test_rounded_is_quantized_and_dequantized(grid):
+    weight = torch.randn(5, 384, generator=torch.Generator().manual_seed(0))
+    packed, _ = quantize("w", weight, grid)
+    assert torch.equal(rounded(weight, grid), dequantize(packed))
+    assert torch.equal(dequantize(packed.rows(slice(2, 4))), dequantize(packed)[2:4])
+
+
+@every_grid
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0, 1e-9, -1e-7, 3e-5, 6e4, -6e4, 1e-30])
 def test_constant_groups_survive(grid, value):
     packed, _ = quantize("w", torch.full((2, 128), value), grid)
     restored = dequantize(packed)
     assert torch.isfinite(packed.scales).all() and (packed.scales > 0).all()
-    # A constant lands on the end of its range: off by the fp16 scale's rounding, 2^-11; half a step where that is subnormal.
+    # A constant lands on the end of its range, off by the rounding of the fp16 scale: 2^-11, or half a subnormal step.
     scale = float(packed.scales.max())
     limit = abs(value) * 2**-11 if scale >= HALF_SMALLEST_NORMAL else scale / 2
     assert (restored - value).abs().max() <= limit
@@ -113,7 +122,7 @@ def test_given_ranges_are_used_and_what_they_clip_is_counted():
 
 
 def test_a_scale_beyond_fp16_is_an_error_that_names_the_linear():
-    with pytest.raises(EdgeAwqError, match="blocks.3.q"):
+    with pytest.raises(EdgeAwqError, match=r"blocks\.3\.q"):
         quantize("blocks.3.q", torch.full((1, 64), 1e7), IntGrid(4, 64))
 
 

@@ -1,0 +1,204 @@
+"""AWQ (arXiv 2306.00978), one block at a time: observe -> search scales -> fold -> search ranges -> keep the better.
+
+A block's inputs come from the full-precision outputs of the block before, as in llm-awq. Nothing depends on what was
+quantized before, and samples are drawn from a seed and the block's number, so a build that goes on after a kill gives
+the same bits as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from edge_awq.errors import EdgeAwqError
+from edge_awq.model.config import DecoderConfig
+from edge_awq.model.decoder import Decoder, Linear, Weights, norm, plain_linear, run_block
+from edge_awq.model.family import Fold
+from edge_awq.quantize.int4 import HALF_MAX, IntGrid
+from edge_awq.quantize.judge import Judged, judged_attention, judged_linears, judged_mlp
+from edge_awq.quantize.report import BlockReport
+from edge_awq.quantize.stats import InputStats
+from edge_awq.quantize.unit import Trial, Unit, choose, quantize_unit
+from edge_awq.target import QuantSpec
+
+PRECISIONS = ("w4a16", "fp16")
+RECIPES = ("awq", "rtn")
+SEARCH_TOKENS = 512  # of all the calibration text, on which the scales of linears are searched
+TRIAL_TOKENS = 1024  # in whole sequences, on which a block with AWQ is held against plain rounding
+HEAD_TOKENS = 256  # for both in the head, whose outputs are many
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """precision: w4a16, or fp16 (nothing is quantized); recipe: awq, or rtn for plain rounding, which needs no text."""
+
+    precision: str
+    recipe: str
+    quant: QuantSpec
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("precision", PRECISIONS), ("recipe", RECIPES)):
+            if getattr(self, name) not in choices:
+                raise EdgeAwqError(f"{name} = {getattr(self, name)!r} is not possible",
+                                   hint=f"use one of: {', '.join(choices)}")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the hidden states of calibration text have to be given."""
+        return self.precision == "w4a16" and self.recipe == "awq"
+
+    @property
+    def head_bits(self) -> int:
+        """Bits of the head's weights."""
+        return self.quant.head_bits if self.precision == "w4a16" else 16
+
+    def grid(self, bits: int) -> IntGrid:
+        """How weights of so many bits are quantized."""
+        return IntGrid(bits, self.quant.group_size, self.quant.symmetric)
+
+
+@dataclass(frozen=True)
+class QuantizedBlock:
+    """tensors: what is stored, by name; report: how it came about."""
+
+    tensors: dict[str, torch.Tensor]
+    report: BlockReport
+
+
+def quantize_block(
+    decoder: Decoder, index: int, hidden: torch.Tensor | None, settings: QuantizeSettings
+) -> tuple[QuantizedBlock, torch.Tensor | None]:
+    """Quantize block ``index``; tensors are named as in the weights file, without "blocks.{index}.".
+
+    Args:
+        hidden: the block's inputs in full precision, float32 [sequences, tokens, hidden_size]; not looked at unless
+            ``settings.needs_calibration``.
+
+    Returns:
+        The block, and its outputs in full precision, which are the next block's inputs (None where not needed).
+
+    Raises:
+        EdgeAwqError: a weight cannot be stored, or the block's outputs overflow.
+    """
+    name, family = f"blocks.{index}", decoder.family
+    weights = decoder.block(index)
+    if settings.precision == "fp16":
+        return QuantizedBlock(_store_halves(name, weights), BlockReport(name, "fp16")), None
+    forward = partial(_run_block, decoder.config, index)
+    unit = Unit(name, weights, family.linears, family.fold, settings.grid(4), forward)
+    plain = quantize_unit(unit)
+    if not settings.needs_calibration:
+        return QuantizedBlock(plain.tensors(), BlockReport(name, "rtn", clipped=plain.clipped)), None
+    generator = torch.Generator().manual_seed(settings.seed + index)
+    stats, outputs = _observe(unit, hidden, generator)
+    sequences, tokens, _ = hidden.shape
+    picked = torch.randperm(sequences, generator=generator)[: max(1, TRIAL_TOKENS // tokens)]
+    trial = Trial(hidden[picked], outputs[picked], _square(outputs[picked] - hidden[picked]))
+
+    def judge(fold: Fold, seen: dict[str, InputStats]) -> Judged:
+        if fold.source == "attn_norm":
+            return judged_attention(decoder.config, index, weights, hidden, generator)
+        sample = seen[fold.linears[0]].sample
+        if fold.source == "mlp_norm":
+            return judged_mlp(decoder.config, weights, sample, seen[unit.input_of("down")].mean_square)
+        return judged_linears(weights, fold.linears, sample, generator)
+
+    kept, report = choose(unit, plain, stats, judge, trial)
+    return QuantizedBlock(kept.tensors(), report), outputs
+
+
+def _run_block(config: DecoderConfig, index: int, x: torch.Tensor, weights: Weights, linear: Linear) -> torch.Tensor:
+    return run_block(config, index, weights, x, linear=linear)
+
+
+def _observe(
+    unit: Unit, hidden: torch.Tensor, generator: torch.Generator
+) -> tuple[dict[str, InputStats], torch.Tensor]:
+    """Statistics of every input in the unit, and its outputs; one sequence at a time, so that memory stays small."""
+    observer = unit.observer(_sample(hidden, SEARCH_TOKENS, generator))
+    outputs = torch.empty_like(hidden)
+    for sequence, x in enumerate(hidden.split(1)):
+        # A copy, so that the bits do not depend on where hidden came from: kernels may treat the alignments of memory
+        # and of a mapped file differently.
+        outputs[sequence] = unit.forward(x.clone(), unit.weights, observer.linear)[0]
+    if not torch.isfinite(outputs).all():
+        raise EdgeAwqError(f"{unit.name}: outputs overflow on the calibration text",
+                           hint="the checkpoint is damaged; get another copy")
+    return observer.stats(), outputs
+
+
+def _sample(hidden: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Which of all tokens are sampled: [sequences * tokens] bool, at most ``count`` of them true."""
+    tokens = hidden.shape[0] * hidden.shape[1]
+    sampled = torch.zeros(tokens, dtype=torch.bool)
+    sampled[torch.randperm(tokens, generator=generator)[:count]] = True
+    return sampled
+
+
+def _square(x: torch.Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))
+
+
+def quantize_head(decoder: Decoder, hidden: torch.Tensor | None, settings: QuantizeSettings) -> QuantizedBlock:
+    """Quantize the head, and fold its scales into the last norm; tensors are named as in the weights file.
+
+    A tied head of 16 bits stores nothing but ``final_norm.weight``: the embedding is its weight. With fewer bits a
+    tied head has tensors of its own.
+
+    Args:
+        hidden: outputs of the last block in full precision, float32 [sequences, tokens, hidden_size]; not looked at
+            unless ``settings.needs_calibration``.
+    """
+    weights = decoder.final_norm()
+    if settings.head_bits == 16:
+        if not decoder.tied_head:
+            weights["head.weight"] = decoder.head()
+        return QuantizedBlock(_store_halves("head", weights), BlockReport("head", "fp16"))
+    weights["head.weight"] = decoder.head()
+    fold = Fold("final_norm", ("head",))
+    forward = partial(_run_head, decoder.config)
+    unit = Unit("head", weights, fold.linears, (fold,), settings.grid(settings.head_bits), forward)
+    plain = quantize_unit(unit)
+    if not settings.needs_calibration:
+        return QuantizedBlock(plain.tensors(), BlockReport("head", "rtn", clipped=plain.clipped))
+    generator = torch.Generator().manual_seed(settings.seed + decoder.config.num_layers)
+    sampled = _sample(hidden, HEAD_TOKENS, generator)
+    observer = unit.observer(sampled)
+    for x in hidden.split(1):
+        observer.add("head", norm(decoder.config, "final_norm", x.clone(), weights))
+    inputs = hidden.flatten(0, 1)[sampled][None]
+    outputs = unit.forward(inputs, weights, plain_linear)
+    trial = Trial(inputs, outputs, _square(outputs))
+
+    def judge(fold: Fold, seen: dict[str, InputStats]) -> Judged:
+        return judged_linears(weights, fold.linears, seen["head"].sample, generator)
+
+    kept, report = choose(unit, plain, observer.stats(), judge, trial)
+    return QuantizedBlock(kept.tensors(), report)
+
+
+def _run_head(config: DecoderConfig, x: torch.Tensor, weights: Weights, linear: Linear) -> torch.Tensor:
+    return linear("head", norm(config, "final_norm", x, weights), weights)
+
+
+def _store_halves(prefix: str, weights: Weights) -> dict[str, torch.Tensor]:
+    """Matrices as float16, vectors (gains, biases) as they are."""
+    return {
+        name: to_half(f"{prefix}.{name}", tensor) if tensor.ndim == 2 else tensor for name, tensor in weights.items()
+    }
+
+
+def to_half(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` as float16.
+
+    Raises:
+        EdgeAwqError: a value lies beyond float16.
+    """
+    low, high = (float(value) for value in torch.aminmax(tensor))
+    if max(-low, high) > HALF_MAX:
+        raise EdgeAwqError(f"{name}: the value {max(low, high, key=abs):.6g} lies beyond float16 (65504)",
+                           hint="the weight cannot be stored with 16 bits; build with --precision w4a16")
+    return tensor.half()

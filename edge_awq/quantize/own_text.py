@@ -1,0 +1,74 @@
+"""Calibration without data: the model samples its own text, which calibrates as well as real text does."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from edge_awq.errors import EdgeAwqError
+from edge_awq.model.decoder import Decoder, KvCache, norm, run_block
+
+USE_TEXT = "calibrate with a text file or with the built-in texts"
+FLOAT_BYTES = 4
+MEMORY_SHARE = 0.8  # of what is available; the rest is for activations and for everybody else
+
+
+def sample_own_text(decoder: Decoder, sequences: int, tokens: int, seed: int) -> torch.Tensor:
+    """Sample ids [sequences, tokens] at temperature 1, each sequence from BOS on; the same seed gives the same ids.
+
+    Raises:
+        EdgeAwqError: the model names no BOS or EOS token, or all its blocks do not fit into memory at once.
+    """
+    _check_memory(decoder, sequences * tokens)
+    generator = torch.Generator().manual_seed(seed)
+    config = decoder.config
+    embed, head, final_norm = decoder.embed(), decoder.head(), decoder.final_norm()
+    blocks = [decoder.block(index) for index in range(config.num_layers)]
+    cache = KvCache()
+    ids = torch.full((sequences, 1), _first_token(decoder))
+    while ids.shape[1] < tokens:
+        x = F.embedding(ids[:, -1:], embed)
+        for index, weights in enumerate(blocks):
+            x = run_block(config, index, weights, x, cache)
+        logits = F.linear(norm(config, "final_norm", x[:, -1], final_norm), head)
+        ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+    return ids
+
+
+def _first_token(decoder: Decoder) -> int:
+    """BOS, or EOS for models that separate texts with it alone."""
+    path = decoder.folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("bos_token_id", "eos_token_id"):
+        found = config.get(key)
+        found = found[0] if isinstance(found, list) and found else found
+        if isinstance(found, int) and 0 <= found < decoder.config.vocab_size:
+            return found
+    raise EdgeAwqError(f"{path}: neither bos_token_id nor eos_token_id is a token of the model", hint=USE_TEXT)
+
+
+def _check_memory(decoder: Decoder, positions: int) -> None:
+    config = decoder.config
+    per_block = sum(math.prod(config.linear_shape(name)) for name in decoder.family.linears)
+    outer = math.prod(config.linear_shape("embed")) * (1 if decoder.tied_head else 2)
+    cached = 2 * positions * config.kv_size * config.num_layers
+    needed = FLOAT_BYTES * (per_block * config.num_layers + outer + cached)
+    available = _available_bytes()
+    if available is not None and needed > MEMORY_SHARE * available:
+        raise EdgeAwqError(
+            f"sampling text from the model needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available",
+            hint=USE_TEXT,
+        )
+
+
+def _available_bytes() -> int | None:
+    """Memory that can be had without swapping; None where the system does not say."""
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return None
+    table = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return int(table["MemAvailable"].split()[0]) * 1024

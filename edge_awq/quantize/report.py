@@ -1,0 +1,46 @@
+"""What quantization measured and chose; ``dataclasses.asdict`` makes it JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """One fold group.
+
+    Attributes:
+        ratio: s = mean|x| ** ratio was folded into ``source``; 0 changes nothing; None where nothing was searched.
+        loss_before: squared output error of plain rounding, relative to the output's square, on a sample.
+        loss_after: the same with the scales of ``ratio``.
+        skipped: why there was no search; None when there was.
+    """
+
+    source: str
+    linears: tuple[str, ...]
+    ratio: float | None = None
+    loss_before: float | None = None
+    loss_after: float | None = None
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One block, or the head.
+
+    Attributes:
+        name: "blocks.0", "head".
+        kept: "awq", "rtn" (plain rounding) or "fp16" (not quantized).
+        loss_rtn: squared error of the block's output with plain rounding, relative to the square of what the block
+            adds to its input, on a sample of the calibration text; None where it was not measured.
+        loss_awq: the same with AWQ's scales and ranges.
+        folds: what the scale search chose.
+        clipped: per linear, how many of its weights lie outside the range that was kept.
+    """
+
+    name: str
+    kept: str
+    loss_rtn: float | None = None
+    loss_awq: float | None = None
+    folds: tuple[FoldReport, ...] = ()
+    clipped: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,77 @@
+"""What calibration has to remember of a linear's inputs, and how it is collected while a block runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from edge_awq.model.decoder import Weights, plain_linear
+
+
+@dataclass(frozen=True)
+class InputStats:
+    """What calibration saw at the input x [tokens, K] of some linears.
+
+    Attributes:
+        mean_abs: mean |x| of each channel over all tokens, [K].
+        gram: mean x_g x_g^T of each group of g channels over all tokens, [K/g, g, g].
+        sample: x itself at some of the tokens, [samples, K].
+    """
+
+    mean_abs: torch.Tensor
+    gram: torch.Tensor
+    sample: torch.Tensor
+
+    @property
+    def mean_square(self) -> torch.Tensor:
+        """Mean x^2 of each channel over all tokens, [K]."""
+        return self.gram.diagonal(dim1=1, dim2=2).flatten()
+
+    def divided(self, scales: torch.Tensor) -> InputStats:
+        """The statistics of x / scales, with scales [K]."""
+        by_group = scales.view(self.gram.shape[0], -1)
+        gram = self.gram / (by_group[:, :, None] * by_group[:, None, :])
+        return InputStats(self.mean_abs / scales, gram, self.sample / scales)
+
+
+class InputObserver:
+    """Collects InputStats over many calls; ``linear`` is the hook for a block's forward pass.
+
+    Args:
+        group_sizes: linear to watch -> channels per group. Of linears that share an input, one is enough.
+        sampled: which of all the tokens to come are kept, [tokens] bool.
+    """
+
+    def __init__(self, group_sizes: dict[str, int], sampled: torch.Tensor) -> None:
+        self._group_sizes = group_sizes
+        self._sampled = sampled
+        self._tokens = dict.fromkeys(group_sizes, 0)
+        self._sum_abs: dict[str, torch.Tensor] = {}
+        self._gram: dict[str, torch.Tensor] = {}
+        self._samples: dict[str, list[torch.Tensor]] = {name: [] for name in group_sizes}
+
+    def linear(self, name: str, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """The plain linear; looks at x [..., K] on the way."""
+        if name in self._group_sizes:
+            self.add(name, x)
+        return plain_linear(name, x, weights)
+
+    def add(self, name: str, x: torch.Tensor) -> None:
+        """Count the next inputs x [..., K] of the linear ``name``."""
+        x = x.flatten(0, -2)
+        seen = self._tokens[name]
+        groups = x.unflatten(1, (-1, self._group_sizes[name])).transpose(0, 1)  # [K/g, tokens, g]
+        gram = torch.bmm(groups.transpose(1, 2), groups)
+        sum_abs = x.abs().sum(0)
+        self._sum_abs[name] = self._sum_abs[name] + sum_abs if seen else sum_abs
+        self._gram[name] = self._gram[name].add_(gram) if seen else gram
+        self._samples[name].append(x[self._sampled[seen : seen + len(x)]])
+        self._tokens[name] = seen + len(x)
+
+    def stats(self) -> dict[str, InputStats]:
+        """Means over everything seen so far, by linear."""
+        return {
+            name: InputStats(self._sum_abs[name] / tokens, self._gram[name] / tokens, torch.cat(self._samples[name]))
+            for name, tokens in self._tokens.items()
+        }

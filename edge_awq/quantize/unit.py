@@ -1,0 +1,153 @@
+"""What AWQ works on at a time: a block, or the head with the norm before it; rounded plainly or after the searches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from edge_awq.model.decoder import Linear, Weights
+from edge_awq.model.family import Fold
+from edge_awq.quantize.int4 import IntGrid, PackedLinear, dequantize, grid_for, quantize, row_chunks
+from edge_awq.quantize.judge import Judged
+from edge_awq.quantize.report import BlockReport, FoldReport
+from edge_awq.quantize.search import search_ranges, search_scales
+from edge_awq.quantize.stats import InputObserver, InputStats
+
+UNCLIPPED = ("q", "k")  # as in llm-awq: how much the scores suffer is not seen in q's and k's own output error
+DEQUANTIZED_AT_ONCE = 1 << 23  # weights, 32 MB as float32
+
+# Judge(fold, statistics of every input) -> by whose output the fold's scales are judged
+Judge = Callable[[Fold, dict[str, InputStats]], Judged]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Float weights that are quantized together.
+
+    Attributes:
+        name: for messages and the report.
+        weights: owned by the unit; folding changes them in place.
+        grid: for its linears; groups of 64 where their inputs do not divide by more.
+        forward: x [sequences, tokens, hidden], weights, linear -> the unit's output.
+    """
+
+    name: str
+    weights: Weights
+    linears: tuple[str, ...]
+    folds: tuple[Fold, ...]
+    grid: IntGrid
+    forward: Callable[[torch.Tensor, Weights, Linear], torch.Tensor]
+
+    def path(self, linear: str) -> str:
+        """Name of a linear in messages."""
+        return linear if linear == self.name else f"{self.name}.{linear}"
+
+    def grid_of(self, linear: str) -> IntGrid:
+        """The grid of one linear."""
+        return grid_for(self.path(linear), self.weights[f"{linear}.weight"].shape[1], self.grid)
+
+    def input_of(self, linear: str) -> str:
+        """The first of the linears that share the input of ``linear``; statistics go by its name."""
+        return next((fold.linears[0] for fold in self.folds if linear in fold.linears), linear)
+
+    def observer(self, sampled: torch.Tensor) -> InputObserver:
+        """Watches every input once; sampled [tokens] bool says which tokens are kept."""
+        watched = dict.fromkeys(map(self.input_of, self.linears))
+        return InputObserver({name: self.grid_of(name).group_size for name in watched}, sampled)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to quantize a unit: gains and biases float32, packed linears, and per linear the weights clipped."""
+
+    vectors: Weights
+    packed: dict[str, PackedLinear]
+    clipped: dict[str, int]
+
+    def linear(self, name: str, x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        """The quantized linear as a hook; of a big head only a part is float32 at a time."""
+        packed = self.packed[name]
+        chunks = row_chunks(len(packed.scales), x.shape[-1], DEQUANTIZED_AT_ONCE)
+        y = torch.cat([F.linear(x, dequantize(packed.rows(rows))) for rows in chunks], dim=-1)
+        bias = weights.get(f"{name}.bias")
+        return y if bias is None else y.add_(bias)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything that is stored, by name."""
+        stored = dict(self.vectors)
+        for name, packed in self.packed.items():
+            stored |= packed.tensors(name)
+        return stored
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Sampled inputs of a unit, its full-precision outputs for them, and the square that losses are relative to."""
+
+    inputs: torch.Tensor
+    outputs: torch.Tensor
+    energy: float
+
+    def loss(self, unit: Unit, candidate: Candidate) -> float:
+        """Squared error of the output when the unit is quantized as ``candidate``."""
+        error = unit.forward(self.inputs, candidate.vectors, candidate.linear).sub_(self.outputs)
+        return float(error.square_().sum(dtype=torch.float64)) / max(self.energy, torch.finfo(torch.float32).tiny)
+
+
+def quantize_unit(unit: Unit, stats: dict[str, InputStats] | None = None) -> Candidate:
+    """Quantize the unit's weights as they stand; with statistics of their inputs, over searched ranges."""
+    packed, clipped = {}, {}
+    for linear in unit.linears:
+        weight, grid = unit.weights[f"{linear}.weight"], unit.grid_of(linear)
+        ranges = None
+        # 255 levels leave nothing to win by clipping.
+        if stats is not None and grid.bits == 4 and linear not in UNCLIPPED:
+            ranges = search_ranges(weight, stats[unit.input_of(linear)].gram, grid)
+        packed[linear], clipped[linear] = quantize(unit.path(linear), weight, grid, ranges)
+    vectors = {name: tensor.clone() for name, tensor in unit.weights.items() if tensor.ndim == 1}
+    return Candidate(vectors, packed, clipped)
+
+
+def choose(
+    unit: Unit, plain: Candidate, stats: dict[str, InputStats], judge: Judge, trial: Trial
+) -> tuple[Candidate, BlockReport]:
+    """Search and fold scales, search ranges, and keep the result where it is better than ``plain`` rounding.
+
+    Weights of the unit are changed.
+    """
+    loss_plain = trial.loss(unit, plain)
+    stats = dict(stats)
+    folds = tuple(_search_and_fold(unit, fold, stats, judge) for fold in unit.folds)
+    searched = quantize_unit(unit, stats)
+    loss_searched = trial.loss(unit, searched)
+    kept, name = (searched, "awq") if loss_searched <= loss_plain else (plain, "rtn")
+    return kept, BlockReport(unit.name, name, loss_plain, loss_searched, folds, kept.clipped)
+
+
+def _search_and_fold(unit: Unit, fold: Fold, stats: dict[str, InputStats], judge: Judge) -> FoldReport:
+    linear = fold.linears[0]
+    outputs, inputs = len(unit.weights[f"{fold.source}.weight"]), unit.weights[f"{linear}.weight"].shape[1]
+    if outputs != inputs:
+        return FoldReport(fold.source, fold.linears, skipped=f"{outputs} outputs do not match {inputs} inputs")
+    judged = judge(fold, stats)
+    choice = search_scales(judged.weights, stats[linear].mean_abs, unit.grid_of(linear), judged.output)
+    if choice.ratio > 0:
+        fold_scales(unit.weights, fold, choice.scales)
+        stats[linear] = stats[linear].divided(choice.scales)
+    return FoldReport(fold.source, fold.linears, choice.ratio, choice.error_before, choice.error_after)
+
+
+def fold_scales(weights: Weights, fold: Fold, scales: torch.Tensor) -> None:
+    """Move ``scales`` [K] from the inputs of the fold's linears into its source, in place; the function stays the same.
+
+    The source is a norm (gain [K]) or a linear (rows [K, inputs], bias [K]): its outputs are divided by the scales, and
+    the input columns of the linears are multiplied.
+    """
+    for kind in ("weight", "bias"):
+        if (tensor := weights.get(f"{fold.source}.{kind}")) is not None:
+            tensor.div_(scales.view(-1, *[1] * (tensor.ndim - 1)))
+    for linear in fold.linears:
+        weights[f"{linear}.weight"].mul_(scales)
