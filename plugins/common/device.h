@@ -1,0 +1,216 @@
+// Everything a kernel asks of the machine beyond plain C++, as named functions with two bodies: PTX for a GPU, and C++
+// over fibers.h for a CPU. The CPU bodies are references: same results, bit for bit unless a comment says otherwise.
+#pragma once
+
+#include "half.h"
+
+#ifndef __CUDACC__
+#include <cmath>
+
+#include "fibers.h"
+#endif
+
+namespace edge_awq {
+
+constexpr int kWarpSize = 32;
+
+// 16 bytes: what one lane moves best.
+struct alignas(16) Vector {
+  uint32_t word[4];
+};
+
+// ---- numbers ----
+
+__device__ __forceinline__ float to_float(Half value) {
+#ifdef __CUDACC__
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
+  return result;
+#else
+  return float_from_half(value);
+#endif
+}
+
+__device__ __forceinline__ Half to_half(float value) {
+#ifdef __CUDACC__
+  Half result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
+  return result;
+#else
+  return half_from_float(value);
+#endif
+}
+
+// a * b + c, rounded once.
+__device__ __forceinline__ float multiply_add(float a, float b, float c) {
+#ifdef __CUDACC__
+  return __fmaf_rn(a, b, c);
+#else
+  return std::fma(a, b, c);
+#endif
+}
+
+__device__ __forceinline__ HalfPair pair(Half low, Half high) {
+  return low.bits | static_cast<uint32_t>(high.bits) << 16;
+}
+
+__device__ __forceinline__ Half low(HalfPair value) { return {static_cast<uint16_t>(value)}; }
+
+__device__ __forceinline__ Half high(HalfPair value) { return {static_cast<uint16_t>(value >> 16)}; }
+
+// a - b in both halves.
+__device__ __forceinline__ HalfPair subtract(HalfPair a, HalfPair b) {
+#ifdef __CUDACC__
+  HalfPair result;
+  asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  return pair(to_half(to_float(low(a)) - to_float(low(b))), to_half(to_float(high(a)) - to_float(high(b))));
+#endif
+}
+
+// a * b + c in both halves, rounded once. On a CPU the sum passes through a float: exact where the float is.
+__device__ __forceinline__ HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) {
+#ifdef __CUDACC__
+  HalfPair result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+#else
+  return pair(to_half(std::fma(to_float(low(a)), to_float(low(b)), to_float(low(c)))),
+              to_half(std::fma(to_float(high(a)), to_float(high(b)), to_float(high(c)))));
+#endif
+}
+
+// ---- bits ----
+
+// (a & b) | c in one instruction.
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDACC__
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+#else
+  return (a & b) | c;
+#endif
+}
+
+// The low halves of a and b as a pair.
+__device__ __forceinline__ HalfPair low_halves(HalfPair a, HalfPair b) {
+#ifdef __CUDACC__
+  return __byte_perm(a, b, 0x5410);
+#else
+  return (a & 0xffffu) | b << 16;
+#endif
+}
+
+// The high halves of a and b as a pair.
+__device__ __forceinline__ HalfPair high_halves(HalfPair a, HalfPair b) {
+#ifdef __CUDACC__
+  return __byte_perm(a, b, 0x7632);
+#else
+  return a >> 16 | (b & 0xffff0000u);
+#endif
+}
+
+// ---- memory ----
+
+// 16 bytes that are read once by one warp (weights): through the read-only path, not kept in L1.
+__device__ __forceinline__ Vector load_streamed(const void* address) {
+#ifdef __CUDACC__
+  Vector value;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
+               : "l"(address));
+  return value;
+#else
+  return *static_cast<const Vector*>(address);
+#endif
+}
+
+// A value no kernel ever writes (scales, zero points): through the read-only path, kept in L1 for the neighbours.
+template <class T>
+__device__ __forceinline__ T load_constant(const T* address) {
+#ifdef __CUDACC__
+  return __ldg(address);
+#else
+  return *address;
+#endif
+}
+
+template <>
+__device__ __forceinline__ Half load_constant<Half>(const Half* address) {
+  return {load_constant(&address->bits)};
+}
+
+// The block's shared memory, as a T. One T per kernel.
+template <class T>
+__device__ __forceinline__ T& block_shared() {
+#ifdef __CUDACC__
+  __shared__ T memory;
+  return memory;
+#else
+  static_assert(sizeof(T) <= fibers::kSharedBytes);
+  return *reinterpret_cast<T*>(fibers::state.shared);
+#endif
+}
+
+// ---- threads ----
+
+// The value that the lane whose number differs in the bits of `mask` passed in.
+template <class T>
+__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+#ifdef __CUDACC__
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+#else
+  return fibers::Exchange<T>(value)[(threadIdx.x % kWarpSize) ^ mask];
+#endif
+}
+
+// Programmatic dependent launch (sm_90 on): returns once everything the previous kernel wrote is visible. What does
+// not depend on it, such as weights, is best asked for before.
+__device__ __forceinline__ void wait_for_previous_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// ... and from here on the next kernel may start, up to its own wait.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// ---- tensor cores ----
+
+// d += a @ b with a [16, 16], b [16, 8] in fp16 and d [16, 8] in fp32, spread over the lanes of a warp. With
+// row = lane / 4 and pair = lane % 4 (PTX ISA, "Matrix fragments for mma.m16n8k16"):
+//   a[i]: row (row + 8 * (i % 2)), k (2 * pair + 8 * (i / 2)) and the next
+//   b[i]: k (2 * pair + 8 * i) and the next, column row
+//   d[i]: row (row + 8 * (i / 2)), column (2 * pair + i % 2)
+// A GPU adds the exact products with at least fp32's bits, in an order of its own; here: one by one, rounded to fp32.
+__device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const HalfPair (&a)[4], const HalfPair (&b)[2]) {
+#ifdef __CUDACC__
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  struct Fragment {
+    HalfPair a[4], b[2];
+  };
+  const fibers::Exchange<Fragment> lanes({{a[0], a[1], a[2], a[3]}, {b[0], b[1]}});
+  const int lane = threadIdx.x % kWarpSize;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4, column = 2 * (lane % 4) + i % 2;
+    for (int k = 0; k < 16; k += 2) {
+      const HalfPair left = lanes[4 * row + k % 8 / 2].a[i / 2 + 2 * (k / 8)];
+      const HalfPair right = lanes[4 * column + k % 8 / 2].b[k / 8];
+      d[i] = std::fma(to_float(low(left)), to_float(low(right)), d[i]);
+      d[i] = std::fma(to_float(high(left)), to_float(high(right)), d[i]);
+    }
+  }
+#endif
+}
+
+}  // namespace edge_awq

@@ -1,0 +1,184 @@
+// CUDA threads on a CPU: every thread of a block is a fiber (ucontext), so kernels run here from the very same source.
+//
+// A fiber runs until it reaches a barrier or a warp exchange that others have not reached, then the next one runs. The
+// schedule says in which order; a kernel that lacks a barrier gives other results under another schedule, which is how
+// tests find it. Shared memory is filled with NaNs before each block. Blocks run one after another, in one OS thread.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct Dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// What CUDA calls them; the scheduler sets threadIdx whenever it resumes a fiber. Blocks are one-dimensional.
+inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace fibers {
+
+constexpr int kWarpSize = 32;
+constexpr size_t kStackBytes = 128 * 1024;
+constexpr size_t kSharedBytes = 227 * 1024;  // the most a block may have on any GPU we build for
+constexpr size_t kSlotBytes = 64;            // the largest value lanes exchange
+
+enum class Outcome { kFinished, kDeadlock };
+
+struct Barrier {
+  int expected = 0, arrived = 0, releases = 0;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[kStackBytes]};
+  bool finished;
+  // Exchanges take turns between two slots: a slot is written again only after the next exchange's barrier, which
+  // every reader of this one has reached. So one barrier per exchange is enough.
+  int turn;
+  alignas(16) unsigned char slots[2][kSlotBytes];
+};
+
+struct State {
+  ucontext_t scheduler;
+  std::vector<Fiber> fibers;
+  std::vector<Barrier> warps;
+  Barrier block;
+  int current = 0, finished = 0;
+  long events = 0;  // barriers released and fibers finished; a round without any is a deadlock
+  std::function<void()> body;
+  alignas(256) unsigned char shared[kSharedBytes];
+};
+
+inline State state;
+
+inline Fiber& self() { return state.fibers[state.current]; }
+
+inline void release_if_complete(Barrier& barrier) {
+  if (barrier.expected == 0 || barrier.arrived < barrier.expected) return;
+  barrier.arrived = 0;
+  ++barrier.releases;
+  ++state.events;
+}
+
+inline void wait(Barrier& barrier) {
+  const int before = barrier.releases;
+  ++barrier.arrived;
+  release_if_complete(barrier);
+  while (barrier.releases == before) swapcontext(&self().context, &state.scheduler);
+}
+
+inline void wait_for_block() { wait(state.block); }
+inline void wait_for_warp() { wait(state.warps[state.current / kWarpSize]); }
+
+// What the lanes of this warp passed in, by lane. A lane that has finished shows its last value.
+template <class T>
+class Exchange {
+ public:
+  explicit Exchange(const T& mine) : turn_(self().turn), warp_(state.current / kWarpSize * kWarpSize) {
+    static_assert(sizeof(T) <= kSlotBytes);
+    self().turn ^= 1;
+    std::memcpy(self().slots[turn_], &mine, sizeof(T));
+    wait_for_warp();
+  }
+  T operator[](int lane) const {
+    T value;
+    std::memcpy(&value, state.fibers[warp_ + lane].slots[turn_], sizeof(T));
+    return value;
+  }
+
+ private:
+  int turn_, warp_;
+};
+
+inline void run_body() {
+  state.body();
+  self().finished = true;
+  ++state.finished;
+  ++state.events;
+  for (Barrier* barrier : {&state.block, &state.warps[state.current / kWarpSize]}) {
+    --barrier->expected;  // as on a GPU: nobody waits for a thread that has returned
+    release_if_complete(*barrier);
+  }
+}
+
+inline void start_fibers(int threads) {
+  state.finished = 0;
+  state.block = {threads};
+  state.warps.assign((threads + kWarpSize - 1) / kWarpSize, {});
+  if (state.fibers.size() < static_cast<size_t>(threads)) state.fibers.resize(threads);
+  for (int thread = 0; thread < threads; ++thread) {
+    ++state.warps[thread / kWarpSize].expected;
+    Fiber& fiber = state.fibers[thread];
+    fiber.finished = false;
+    fiber.turn = 0;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = &state.scheduler;
+    makecontext(&fiber.context, run_body, 0);
+  }
+}
+
+// The order in which a round resumes the threads: 0 ascending, 1 descending, any other a shuffle seeded by it.
+class Schedule {
+ public:
+  Schedule(unsigned kind, unsigned count) : kind_(kind), random_(kind), order_(count) {
+    std::iota(order_.begin(), order_.end(), 0);
+    if (kind_ == 1) std::reverse(order_.begin(), order_.end());
+  }
+  const std::vector<unsigned>& next() {
+    if (kind_ > 1) std::shuffle(order_.begin(), order_.end(), random_);
+    return order_;
+  }
+
+ private:
+  unsigned kind_;
+  std::mt19937 random_;
+  std::vector<unsigned> order_;
+};
+
+inline Outcome run_block(int threads, Schedule& schedule) {
+  std::memset(state.shared, 0xff, kSharedBytes);  // NaN as half and as float, -1 as an integer
+  start_fibers(threads);
+  while (state.finished < threads) {
+    const long events_before = state.events;
+    for (unsigned thread : schedule.next()) {
+      if (state.fibers[thread].finished) continue;
+      state.current = static_cast<int>(thread);
+      threadIdx.x = thread;
+      swapcontext(&state.scheduler, &self().context);
+    }
+    if (state.events == events_before) return Outcome::kDeadlock;
+  }
+  return Outcome::kFinished;
+}
+
+// Runs body() as every thread of `blocks` blocks of `threads`. On a deadlock the launch is abandoned.
+inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std::function<void()> body) {
+  gridDim = {blocks};
+  blockDim = {threads};
+  state.body = std::move(body);
+  Schedule block_schedule(schedule, blocks), thread_schedule(schedule, threads);
+  for (unsigned block : block_schedule.next()) {
+    blockIdx.x = block;
+    if (run_block(static_cast<int>(threads), thread_schedule) == Outcome::kDeadlock) return Outcome::kDeadlock;
+  }
+  return Outcome::kFinished;
+}
+
+}  // namespace fibers
+
+inline void __syncthreads() { fibers::wait_for_block(); }

@@ -1,0 +1,88 @@
+// Every kernel on the CPU, behind a C interface for tests: the launch is planned as for a GPU and run by fibers.h.
+//
+// Functions return 0, or 1 with the reason in `message`. `schedule` orders the threads, see fibers::Schedule.
+#include <cstdio>
+#include <string>
+
+#include "include/contract.h"
+#include "int4_matmul/gemv.cu"
+#include "int4_matmul/plan.h"
+
+namespace {
+
+struct Message {
+  char* text;
+  size_t size;
+};
+
+int fail(Message message, const std::string& reason) {
+  std::snprintf(message.text, message.size, "%s", reason.c_str());
+  return 1;
+}
+
+template <class Arguments>
+struct Kernel {
+  const char* name;
+  void (*run)(Arguments);
+};
+
+template <class Arguments, size_t count>
+int launch(const Kernel<Arguments> (&kernels)[count], const Arguments& arguments, unsigned schedule, Message message) {
+  const edge_awq::Launch planned = plan(arguments);
+  if (!planned.refusal.empty()) return fail(message, planned.refusal);
+  for (const Kernel<Arguments>& kernel : kernels) {
+    if (std::string(kernel.name) != planned.kernel) continue;
+    const auto outcome = fibers::launch(planned.blocks, planned.threads, schedule, [&] { kernel.run(arguments); });
+    if (outcome == fibers::Outcome::kFinished) return 0;
+    return fail(message, std::string(kernel.name) + ": threads wait for others that never come");
+  }
+  return fail(message, std::string("no kernel is called ") + planned.kernel);
+}
+
+// Appends the names to a list that ends where the nulls begin: "(x, y)".
+template <size_t count>
+void append(std::string& text, const char* const (&names)[count]) {
+  const char* separator = "(";
+  for (const char* name : names) {
+    if (!name) break;
+    text += separator;
+    text += name;
+    separator = ", ";
+  }
+  text += ")";
+}
+
+}  // namespace
+
+extern "C" {
+
+// include/contract.h as text, a line for the domain and its version, then one per op.
+const char* edge_awq_contract() {
+  static const std::string text = [] {
+    std::string lines = edge_awq::kDomain + (" " + std::to_string(edge_awq::kContractVersion)) + "\n";
+    for (const edge_awq::OpSignature& op : edge_awq::kOps) {
+      lines += op.name;
+      append(lines, op.inputs);
+      append(lines, op.outputs);
+      append(lines, op.attributes);
+      lines += "\n";
+    }
+    return lines;
+  }();
+  return text.c_str();
+}
+
+float edge_awq_float_from_half(uint16_t bits) { return edge_awq::float_from_half({bits}); }
+
+uint16_t edge_awq_half_from_float(float value) { return edge_awq::half_from_float(value).bits; }
+
+int edge_awq_int4_gemv(const edge_awq::Int4GemvArguments* arguments, unsigned schedule, char* message, size_t size) {
+  static const Kernel<edge_awq::Int4GemvArguments> kernels[] = {
+      {"int4_gemv_g128", int4_gemv_g128},
+      {"int4_gemv_g64_rows4", int4_gemv_g64_rows4},
+      {"int4_gemv_g64_rows8", int4_gemv_g64_rows8},
+  };
+  return launch(kernels, *arguments, schedule, {message, size});
+}
+
+}  // extern "C"

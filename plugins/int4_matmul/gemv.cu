@@ -1,0 +1,216 @@
+// int4 weights times 1 to 8 rows of fp16 activations: one token of decoding, or a few speculated ones.
+//
+// The bound it chases: every weight is read from memory once, 4.16 bits each (group 128: nibble, 1/128 scale, 1/128
+// zero point), so time >= N * K * 4.16 / 8 / bandwidth. To stay below that bound with fp32 accumulation, the sums run
+// on tensor cores with the weights as the 16-row operand: one instruction per 8 weights of a lane, whatever the number
+// of activation rows, where fp32 lanes would need one per weight and row. What is left is unpacking: about one
+// instruction per weight.
+//
+// Who reads what. A block computes 16 values of N. Its 8 warps take turns along K, 128 weights (a chunk) at a time:
+//
+//            k = 0       128      256        896      1024
+//   n = 0      | warp 0  | warp 1  | ..  | warp 7  | warp 0  | ..
+//       ..     |         |         |     |         |         |
+//       15     |         |         |     |         |         |
+//
+// In a chunk a row is 64 bytes. Four lanes read 16 of them each, so that lane 4 * row + quarter reads
+//
+//   row n (and then row n + 8), bytes   0 .. 15    16 .. 31    32 .. 47    48 .. 63
+//   k                                   0 .. 31    32 .. 63    64 .. 95    96 .. 127
+//   quarter                                0           1           2           3
+//
+// Each 32-bit word holds k0 .. k7, low nibble first. ANDed and ORed into the mantissa of 1024.0 = 0x6400 (or, four
+// bits higher, of 1024 + 16 q), two nibbles that lie 16 bits apart become a pair of exact halves:
+//
+//   word              k7 k6 k5 k4 k3 k2 k1 k0
+//   & 0x000f000f               k4          k0    ->  (k0, k4) + 1024            - (1024 + zero)
+//   & 0x00f000f0            k5          k1       -> ((k1, k5) * 16 + 1024) / 16 - (  64 + zero)
+//   the same of word >> 8                        ->  (k2, k6) and (k3, k7)
+//
+// so the zero point costs nothing, and q - zero is exact. A product over 16 k takes from each lane four weights of
+// either row; which k these are does not matter as long as the activations come in the same order, so the weights need
+// no other order in memory than the one they are stored in.
+//
+// Columns. The tensor core multiplies by a tile of 8 columns. A column is a row of x, zero outside one group, so that
+// the sums of a chunk's two groups of 64 stay apart until each is multiplied by its scale:
+//
+//   column         0       1       2       3       4       5       6       7
+//   group 128    x[0]    x[1]    x[2]    x[3]    x[4]    x[5]    x[6]    x[7]
+//   group 64     x[0]    x[1]    x[2]    x[3]    x[0]    x[1]    x[2]    x[3]       (x[4] .. x[7]: a second tile)
+//                |------ first group -------|    |------ second group ------|
+//
+// Sums: fp32 over a group on the tensor core, fp32 over groups per warp, then over warps in shared memory, always in
+// the same order: the same input gives the same bits.
+#include "../common/device.h"
+#include "kernel.h"
+
+namespace edge_awq {
+
+constexpr int kWarps = kInt4GemvThreads / kWarpSize;
+constexpr int kChunk = 128;       // weights of a row that a warp multiplies at once
+constexpr int kLaneWeights = 32;  // of those, one lane's: 16 bytes
+constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
+
+// Blocks that shall fit a multiprocessor at once. Three have 72 KiB on their way, in 80 registers per thread; two have
+// 48 KiB, and 128 registers, which a second tile's activations need. An H200 hides its latency with 28 KiB.
+template <int kTiles>
+constexpr int kBlocksPerSm = kTiles == 1 ? 3 : 2;
+
+template <int kGroupSize, int kTiles>
+struct Int4Gemv {
+  static constexpr int kGroups = kChunk / kGroupSize;  // per chunk
+  static constexpr int kTileRows = 8 / kGroups;        // rows of x per tile
+
+  // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
+  struct Packed {
+    Vector weights[2];
+    Half scales[2];
+    uint8_t zeros[2];  // the zero point is one of the two nibbles
+  };
+
+  struct Shared {
+    float sums[kWarps][kTiles][8][kInt4GemvOutputs];
+  };
+
+  const Int4GemvArguments& a;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` of each tile
+  const int own_group = quarter * kLaneWeights / kGroupSize;  // of the chunk's groups, the one this lane is in
+  const int chunks = (a.K + kChunk - 1) / kChunk;
+  const int groups = (a.K + kGroupSize - 1) / kGroupSize, zero_bytes = (groups + 1) / 2;  // per row of W
+  const int64_t n[2] = {weight_row(0), weight_row(8)};
+
+  // Rows past the last read the last again; their sums are never stored.
+  __device__ __forceinline__ int weight_row(int below) const {
+    const int own = blockIdx.x * kInt4GemvOutputs + row + below;
+    return own < a.N ? own : a.N - 1;
+  }
+
+  // In a ragged last chunk the lanes past the end read the lane's weights of the first half again, and the last
+  // group's scale; their activations are zero.
+  __device__ __forceinline__ Packed load(int chunk) const {
+    Packed packed;
+    const int k = chunk * kChunk + quarter * kLaneWeights, inside = k < a.K ? k : k - kChunk / 2;
+    const int group = inside / kGroupSize;
+    for (int half = 0; half < 2; ++half) {
+      packed.weights[half] = load_streamed(a.qweight + n[half] * (a.K / 2) + inside / 2);
+      packed.scales[half] = load_constant(a.scales + n[half] * groups + group);
+      packed.zeros[half] = load_constant(a.zero_points + n[half] * zero_bytes + group / 2);
+    }
+    return packed;
+  }
+
+  // What this lane puts into its column of a tile: its 32 values of k of a row of x, or zeros.
+  __device__ __forceinline__ void load_activations(int chunk, int tile, Vector (&x)[4]) const {
+    const int x_row = tile * kTileRows + row % kTileRows, k = chunk * kChunk + quarter * kLaneWeights;
+    const bool feeds = x_row < a.rows && row / kTileRows == own_group && k < a.K;
+    const Vector* source = reinterpret_cast<const Vector*>(a.x + static_cast<int64_t>(x_row) * a.K + k);
+    for (int i = 0; i < 4; ++i) x[i] = feeds ? source[i] : Vector{0, 0, 0, 0};
+  }
+
+  // Eight weights minus their zero point: (k0, k4), (k1, k5), (k2, k6), (k3, k7).
+  __device__ __forceinline__ static void unpack(uint32_t word, uint32_t zero, HalfPair (&weights)[4]) {
+    const HalfPair from_low = 0x64006400u + zero * 0x00010001u;   // 1024 + zero
+    const HalfPair from_high = 0xd400d400u + zero * 0x00100010u;  // -(64 + zero)
+    const HalfPair sixteenth = 0x2c002c00u;
+    for (int i = 0; i < 2; ++i, word >>= 8) {
+      weights[2 * i] = subtract(and_or(word, 0x000f000fu, 0x64006400u), from_low);
+      weights[2 * i + 1] = multiply_add(and_or(word, 0x00f000f0u, 0x64006400u), sixteenth, from_high);
+    }
+  }
+
+  // Eight activations in the order of the weights.
+  __device__ __forceinline__ static void reorder(const Vector& x, HalfPair (&column)[4]) {
+    column[0] = low_halves(x.word[0], x.word[2]);
+    column[1] = high_halves(x.word[0], x.word[2]);
+    column[2] = low_halves(x.word[1], x.word[3]);
+    column[3] = high_halves(x.word[1], x.word[3]);
+  }
+
+  // Adds the chunk's products, each group's times its scale, to this lane's sums.
+  __device__ __forceinline__ void multiply(int chunk, const Packed& packed, float (&sums)[kTiles][4]) const {
+    Vector x[kTiles][4];
+    for (int tile = 0; tile < kTiles; ++tile) load_activations(chunk, tile, x[tile]);
+    const int shift = (kGroups == 1 ? chunk : own_group) % 2 * 4;
+    const uint32_t zeros[2] = {packed.zeros[0] >> shift & 15u, packed.zeros[1] >> shift & 15u};
+    float products[kTiles][4] = {};
+    for (int i = 0; i < 4; ++i) {
+      HalfPair upper[4], lower[4], column[4];
+      unpack(packed.weights[0].word[i], zeros[0], upper);
+      unpack(packed.weights[1].word[i], zeros[1], lower);
+      for (int tile = 0; tile < kTiles; ++tile) {
+        reorder(x[tile][i], column);
+        for (int j = 0; j < 4; j += 2)
+          multiply_16x8x16(products[tile], {upper[j], lower[j], upper[j + 1], lower[j + 1]},
+                           {column[j], column[j + 1]});
+      }
+    }
+    for (int tile = 0; tile < kTiles; ++tile)
+      for (int i = 0; i < 4; ++i)
+        sums[tile][i] = multiply_add(to_float(packed.scales[i / 2]), products[tile][i], sums[tile][i]);
+  }
+
+  // This warp's chunks: kAhead of them are always on their way. The first are asked for before the previous kernel,
+  // which makes x, has finished.
+  __device__ __forceinline__ void multiply_all(float (&sums)[kTiles][4]) const {
+    Packed ahead[kAhead];
+    #pragma unroll
+    for (int i = 0; i < kAhead; ++i)
+      if (warp + i * kWarps < chunks) ahead[i] = load(warp + i * kWarps);
+    wait_for_previous_kernel();
+    #pragma unroll 1
+    for (int first = warp; first < chunks; first += kAhead * kWarps) {
+      #pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        const int chunk = first + i * kWarps, next = chunk + kAhead * kWarps;
+        if (chunk < chunks) multiply(chunk, ahead[i], sums);
+        if (next < chunks) ahead[i] = load(next);
+      }
+    }
+    let_next_kernel_start();
+  }
+
+  __device__ __forceinline__ void share(const float (&sums)[kTiles][4], Shared& shared) const {
+    for (int tile = 0; tile < kTiles; ++tile)
+      for (int i = 0; i < 4; ++i) shared.sums[warp][tile][2 * quarter + i % 2][row + 8 * (i / 2)] = sums[tile][i];
+  }
+
+  // One thread per output adds what the warps have found, group by group, warp by warp.
+  __device__ __forceinline__ void store(const Shared& shared) const {
+    const int output = threadIdx.x % kInt4GemvOutputs, x_row = threadIdx.x / kInt4GemvOutputs;
+    const int own_n = blockIdx.x * kInt4GemvOutputs + output;
+    if (x_row >= a.rows || own_n >= a.N) return;
+    float sum = 0.0f;
+    for (int group = 0; group < kGroups; ++group)
+      for (int i = 0; i < kWarps; ++i)
+        sum += shared.sums[i][x_row / kTileRows][group * kTileRows + x_row % kTileRows][output];
+    if (a.bias) sum += to_float(a.bias[own_n]);
+    a.y[static_cast<int64_t>(x_row) * a.N + own_n] = to_half(sum);
+  }
+
+  __device__ __forceinline__ void run() const {
+    Shared& shared = block_shared<Shared>();
+    float sums[kTiles][4] = {};
+    multiply_all(sums);
+    share(sums, shared);
+    __syncthreads();
+    store(shared);
+  }
+};
+
+}  // namespace edge_awq
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kInt4GemvThreads, edge_awq::kBlocksPerSm<1>)
+int4_gemv_g128(const edge_awq::Int4GemvArguments a) {
+  edge_awq::Int4Gemv<128, 1>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kInt4GemvThreads, edge_awq::kBlocksPerSm<1>)
+int4_gemv_g64_rows4(const edge_awq::Int4GemvArguments a) {
+  edge_awq::Int4Gemv<64, 1>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kInt4GemvThreads, edge_awq::kBlocksPerSm<2>)
+int4_gemv_g64_rows8(const edge_awq::Int4GemvArguments a) {
+  edge_awq::Int4Gemv<64, 2>{a}.run();
+}

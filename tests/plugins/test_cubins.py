@@ -1,0 +1,102 @@
+"""The kernels compile for every GPU within limits of registers and instructions, counted without one."""
+
+import functools
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sass
+from kernel_harness import PLUGINS, build_kernels
+
+REGISTERS_PER_SM = 65536
+WEIGHT_LOAD = "128.CONSTANT"
+
+needs_nvrtc = pytest.mark.skipif(
+    build_kernels.Nvrtc.find() is None, reason=f"no NVRTC: pip install {build_kernels.NVRTC_REQUIREMENT}")
+needs_disassembler = pytest.mark.skipif(sass.tool() is None, reason=f"no disassembler: pip install {sass.REQUIREMENTS}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a kernel may use; the same on every architecture.
+
+    Attributes:
+        lane_weights: weights in one 16-byte load.
+        threads: of a block.
+        blocks: that shall fit a multiprocessor at once, by their registers.
+        instructions: per weight of a lane, in the loop.
+        other_loads: widths of loads beside those of weights: activations, scales, zero points, bias.
+    """
+
+    lane_weights: int
+    threads: int
+    blocks: int
+    instructions: float
+    other_loads: frozenset[str]
+
+
+INT4_LOADS = frozenset({"128", "U16.CONSTANT", "U8.CONSTANT", "U16"})
+KERNELS = {
+    "int4_gemv_g128": Limits(32, 256, 3, 3.0, INT4_LOADS),
+    "int4_gemv_g64_rows4": Limits(32, 256, 3, 3.0, INT4_LOADS),
+    "int4_gemv_g64_rows8": Limits(32, 256, 2, 4.0, INT4_LOADS),
+}
+
+
+@functools.cache
+def kernels(architecture):
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for source in build_kernels.KERNELS:
+            path = Path(folder) / "kernel.cubin"
+            path.write_bytes(build_kernels.Nvrtc.find().compile(source, architecture))
+            found |= sass.read_cubin(path)
+    return found
+
+
+def width(opcode):
+    """``LDG.E.NA.LTC128B.128.CONSTANT`` -> ``128.CONSTANT``; a plain 4-byte load has none: ``32``."""
+    parts = [part for part in opcode.split(".") if part in {"U8", "U16", "S8", "S16", "64", "128", "CONSTANT"}]
+    return ".".join(parts if parts and parts[0] != "CONSTANT" else ["32", *parts])
+
+
+@needs_nvrtc
+@needs_disassembler
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("architecture", build_kernels.ARCHITECTURES)
+def test_stays_within_its_limits(architecture, name):
+    kernel, limits = kernels(architecture)[name], KERNELS[name]
+    assert kernel.local_bytes == 0, "registers are spilled"
+    assert kernel.registers <= REGISTERS_PER_SM // limits.blocks // limits.threads // 8 * 8
+    assert {width(load) for load in kernel.loads()} <= limits.other_loads | {WEIGHT_LOAD}
+    weights = limits.lane_weights * sum(width(load) == WEIGHT_LOAD for load in kernel.loads(kernel.loop))
+    assert 0 < len(kernel.loop) / weights <= limits.instructions
+
+
+@needs_nvrtc
+@needs_disassembler
+def test_every_kernel_has_limits():
+    assert set(kernels("sm_80")) == set(KERNELS)
+
+
+@needs_nvrtc
+def test_ptx_for_newer_gpus():
+    for source in build_kernels.KERNELS:
+        ptx = build_kernels.Nvrtc.find().compile(source, build_kernels.PTX_ARCHITECTURE).decode()
+        assert ".target sm_90" in ptx and ".entry" in ptx
+
+
+@needs_nvrtc
+def test_a_source_that_does_not_compile_says_where(tmp_path):
+    source = tmp_path / "broken.cu"
+    source.write_text("__global__ void broken() { missing(); }")
+    with pytest.raises(build_kernels.BuildError, match=r"broken\.cu for sm_80 (.|\n)*missing"):
+        build_kernels.Nvrtc.find().compile(source, "sm_80")
+
+
+def test_command_line_builds_for_the_cpu(tmp_path):
+    script = PLUGINS / "build_kernels.py"
+    built = subprocess.run([script, "cpu", "-o", tmp_path], check=True, capture_output=True, text=True).stdout
+    assert Path(built.strip()) == tmp_path / build_kernels.HARNESS and (tmp_path / build_kernels.HARNESS).exists()
