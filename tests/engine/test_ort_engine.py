@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from built import GROUP_SIZE, build, build_from, random_ids, relative_l2
 from transformers import AutoModelForCausalLM
 
+from edge_awq.bundle import Bundle, Manifest
 from edge_awq.engine import load_runtime
 from edge_awq.engine.ort.compile import compile_bundle
 from edge_awq.engine.ort.engine import EngineSettings, OrtEngine
@@ -266,6 +268,45 @@ def test_bad_call_is_one_clear_error_and_changes_nothing(small, case):
         call(engine)
     assert caught.value.hint
     assert engine.length == 10
+
+
+def bundle_of(folder, **fields):
+    empty = {field.name: None for field in dataclasses.fields(Manifest)}
+    return Bundle(folder, Manifest(**{**empty, "context": 48, "prefill_chunk": 16, **fields}))
+
+
+def test_bundle_opens_with_its_own_context_or_a_smaller_one(small):
+    folder, engine = small
+    runtime = load_runtime("onnxruntime")
+    whole, part = runtime.open_engine(bundle_of(folder)), runtime.open_engine(bundle_of(folder), threads=1, context=20)
+    assert (whole.context, part.context) == (48, 20)
+    engine.truncate(0)
+    assert relative_l2(part.prefill(IDS[:20]), engine.prefill(IDS[:20])) <= FLOAT_LIMIT
+    with pytest.raises(EdgeAwqError, match="0 \\+ 21 tokens do not fit into the context of 20"):
+        runtime.open_engine(bundle_of(folder), context=20).prefill(IDS[:21])
+    engine.truncate(10)
+
+
+def test_bundle_refuses_a_larger_context_than_its_own(small):
+    with pytest.raises(EdgeAwqError, match=r"context = 49, but .* was built for 48 tokens") as caught:
+        load_runtime("onnxruntime").open_engine(bundle_of(small[0]), context=49)
+    assert "at most 48" in caught.value.hint
+
+
+def test_bundle_that_was_compiled_from_another_graph_is_refused(small, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"another graph")
+    with pytest.raises(EdgeAwqError, match=r"engines/onnxruntime-contract1-[0-9a-f]{16}\.onnx is missing"):
+        load_runtime("onnxruntime").open_engine(bundle_of(tmp_path))
+
+
+def test_weights_may_be_a_link_to_another_disk(small, tmp_path):
+    folder, engine = small
+    (tmp_path / "weights.safetensors").symlink_to(folder / "weights.safetensors")
+    graph = next((folder / "engines").iterdir())
+    linked = OrtEngine(graph, tmp_path / "weights.safetensors", EngineSettings(CONTEXT, CONTEXT))
+    linked.prefill(IDS[:10])
+    assert relative_l2(linked.step(3), engine.step(3)) <= FLOAT_LIMIT
+    engine.truncate(10)
 
 
 def test_missing_engine_is_named(small):

@@ -116,6 +116,19 @@ def test_merged_weights_are_ranges_of_the_same_file(models):
         assert merged[f"blocks.1.q+k+v.{kind}"] == (start, length)
 
 
+@pytest.mark.usefixtures("small_head")
+def test_parts_of_a_split_head_are_the_whole_head(models):
+    folder, _, _ = models("llama3")
+    whole = {tensor.name: place(tensor) for tensor in canonical(folder).graph.initializer}
+    parts = {tensor.name: place(tensor) for tensor in lower(canonical(folder))[0].graph.initializer}
+    for kind in ("qweight", "scales", "zero_points"):
+        start, _ = whole[f"head.{kind}"]
+        for index in range(5):
+            assert parts[f"head.{index}.{kind}"][0] == start
+            start += parts[f"head.{index}.{kind}"][1]
+        assert start == sum(whole[f"head.{kind}"])
+
+
 def place(tensor):
     entries = {entry.key: entry.value for entry in tensor.external_data}
     return int(entries.get("offset", 0)), int(entries.get("length", 0))
