@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <string>
 
+#include "fp16_matmul/gemv.cu"
+#include "fp16_matmul/plan.h"
 #include "include/contract.h"
 #include "int4_matmul/gemv.cu"
 #include "int4_matmul/plan.h"
@@ -75,6 +77,11 @@ const char* edge_awq_contract() {
 float edge_awq_float_from_half(uint16_t bits) { return edge_awq::float_from_half({bits}); }
 
 uint16_t edge_awq_half_from_float(float value) { return edge_awq::half_from_float(value).bits; }
+
+int edge_awq_fp16_gemv(const edge_awq::Fp16GemvArguments* arguments, unsigned schedule, char* message, size_t size) {
+  static const Kernel<edge_awq::Fp16GemvArguments> kernels[] = {{"fp16_gemv", fp16_gemv}};
+  return launch(kernels, *arguments, schedule, {message, size});
+}
 
 int edge_awq_int4_gemv(const edge_awq::Int4GemvArguments* arguments, unsigned schedule, char* message, size_t size) {
   static const Kernel<edge_awq::Int4GemvArguments> kernels[] = {

@@ -41,12 +41,11 @@
 //
 // Sums: fp32 over a group on the tensor core, fp32 over groups per warp, then over warps in shared memory, always in
 // the same order: the same input gives the same bits.
-#include "../common/device.h"
+#include "../common/gemv.h"
 #include "kernel.h"
 
 namespace edge_awq {
 
-constexpr int kWarps = kInt4GemvThreads / kWarpSize;
 constexpr int kChunk = 128;       // weights of a row that a warp multiplies at once
 constexpr int kLaneWeights = 32;  // of those, one lane's: 16 bytes
 constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
@@ -68,23 +67,13 @@ struct Int4Gemv {
     uint8_t zeros[2];  // the zero point is one of the two nibbles
   };
 
-  struct Shared {
-    float sums[kWarps][kTiles][8][kInt4GemvOutputs];
-  };
-
   const Int4GemvArguments& a;
-  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` of each tile
   const int own_group = quarter * kLaneWeights / kGroupSize;  // of the chunk's groups, the one this lane is in
   const int chunks = (a.K + kChunk - 1) / kChunk;
   const int groups = (a.K + kGroupSize - 1) / kGroupSize, zero_bytes = (groups + 1) / 2;  // per row of W
-  const int64_t n[2] = {weight_row(0), weight_row(8)};
-
-  // Rows past the last read the last again; their sums are never stored.
-  __device__ __forceinline__ int weight_row(int below) const {
-    const int own = blockIdx.x * kInt4GemvOutputs + row + below;
-    return own < a.N ? own : a.N - 1;
-  }
+  const int64_t n[2] = {gemv_weight_row(row, a.N), gemv_weight_row(row + 8, a.N)};
 
   // In a ragged last chunk the lanes past the end read the lane's weights of the first half again, and the last
   // group's scale; their activations are zero.
@@ -150,67 +139,29 @@ struct Int4Gemv {
         sums[tile][i] = multiply_add(to_float(packed.scales[i / 2]), products[tile][i], sums[tile][i]);
   }
 
-  // This warp's chunks: kAhead of them are always on their way. The first are asked for before the previous kernel,
-  // which makes x, has finished.
-  __device__ __forceinline__ void multiply_all(float (&sums)[kTiles][4]) const {
-    Packed ahead[kAhead];
-    #pragma unroll
-    for (int i = 0; i < kAhead; ++i)
-      if (warp + i * kWarps < chunks) ahead[i] = load(warp + i * kWarps);
-    wait_for_previous_kernel();
-    #pragma unroll 1
-    for (int first = warp; first < chunks; first += kAhead * kWarps) {
-      #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        const int chunk = first + i * kWarps, next = chunk + kAhead * kWarps;
-        if (chunk < chunks) multiply(chunk, ahead[i], sums);
-        if (next < chunks) ahead[i] = load(next);
-      }
-    }
-    let_next_kernel_start();
-  }
-
-  __device__ __forceinline__ void share(const float (&sums)[kTiles][4], Shared& shared) const {
-    for (int tile = 0; tile < kTiles; ++tile)
-      for (int i = 0; i < 4; ++i) shared.sums[warp][tile][2 * quarter + i % 2][row + 8 * (i / 2)] = sums[tile][i];
-  }
-
-  // One thread per output adds what the warps have found, group by group, warp by warp.
-  __device__ __forceinline__ void store(const Shared& shared) const {
-    const int output = threadIdx.x % kInt4GemvOutputs, x_row = threadIdx.x / kInt4GemvOutputs;
-    const int own_n = blockIdx.x * kInt4GemvOutputs + output;
-    if (x_row >= a.rows || own_n >= a.N) return;
-    float sum = 0.0f;
-    for (int group = 0; group < kGroups; ++group)
-      for (int i = 0; i < kWarps; ++i)
-        sum += shared.sums[i][x_row / kTileRows][group * kTileRows + x_row % kTileRows][output];
-    if (a.bias) sum += to_float(a.bias[own_n]);
-    a.y[static_cast<int64_t>(x_row) * a.N + own_n] = to_half(sum);
-  }
-
   __device__ __forceinline__ void run() const {
-    Shared& shared = block_shared<Shared>();
+    auto& shared = block_shared<GemvSums<kTiles, kTileRows>>();
     float sums[kTiles][4] = {};
-    multiply_all(sums);
-    share(sums, shared);
+    multiply_chunks<kAhead>(*this, chunks, sums);
+    shared.put(sums);
     __syncthreads();
-    store(shared);
+    shared.store(a);
   }
 };
 
 }  // namespace edge_awq
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kInt4GemvThreads, edge_awq::kBlocksPerSm<1>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
 int4_gemv_g128(const edge_awq::Int4GemvArguments a) {
   edge_awq::Int4Gemv<128, 1>{a}.run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kInt4GemvThreads, edge_awq::kBlocksPerSm<1>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
 int4_gemv_g64_rows4(const edge_awq::Int4GemvArguments a) {
   edge_awq::Int4Gemv<64, 1>{a}.run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kInt4GemvThreads, edge_awq::kBlocksPerSm<2>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2>)
 int4_gemv_g64_rows8(const edge_awq::Int4GemvArguments a) {
   edge_awq::Int4Gemv<64, 2>{a}.run();
 }

@@ -18,7 +18,4 @@ struct Int4GemvArguments {
   int rows, K, N, group_size;
 };
 
-constexpr int kInt4GemvOutputs = 16;   // values of N per block
-constexpr int kInt4GemvThreads = 256;  // per block
-
 }  // namespace edge_awq

@@ -1,13 +1,14 @@
 // Which kernel computes an Int4MatMul, in what grid, or why none does. Host code, without CUDA.
 #pragma once
 
+#include "../common/gemv_shape.h"
 #include "../common/launch.h"
 #include "kernel.h"
 
 namespace edge_awq {
 
 inline Launch plan(const Int4GemvArguments& a) {
-  if (a.rows < 1 || a.rows > 8) return refused("rows = %d, this kernel has 1 to 8", a.rows);
+  if (a.rows < 1 || a.rows > kGemvMaxRows) return refused("rows = %d, not 1 to %d", a.rows, kGemvMaxRows);
   if (a.group_size != 64 && a.group_size != 128) return refused("group_size = %d, not 64 or 128", a.group_size);
   if (a.K < 64 || a.K % 64 != 0) return refused("K = %d is not a multiple of 64", a.K);
   if (a.N < 1) return refused("N = %d", a.N);
@@ -15,7 +16,8 @@ inline Launch plan(const Int4GemvArguments& a) {
   if (!is_aligned(a.qweight)) return refused("qweight at %p is not aligned to 16 bytes", a.qweight);
   if (!is_aligned(a.x)) return refused("x at %p is not aligned to 16 bytes", a.x);
   const char* for_64 = a.rows <= 4 ? "int4_gemv_g64_rows4" : "int4_gemv_g64_rows8";
-  return {a.group_size == 128 ? "int4_gemv_g128" : for_64, static_cast<unsigned>((a.N - 1) / kInt4GemvOutputs + 1), kInt4GemvThreads, ""};
+  const unsigned blocks = static_cast<unsigned>((a.N - 1) / kGemvOutputs + 1);
+  return {a.group_size == 128 ? "int4_gemv_g128" : for_64, blocks, kGemvThreads, ""};
 }
 
 }  // namespace edge_awq

@@ -68,6 +68,35 @@ def call(function: str, arguments: ctypes.Structure, schedule: int = 0) -> None:
         raise KernelError(message.value.decode())
 
 
+class Fp16GemvArguments(ctypes.Structure):
+    """As in fp16_matmul/kernel.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")),
+        *((name, ctypes.c_int) for name in ("rows", "K", "N")),
+    )
+
+
+@dataclass(frozen=True)
+class Fp16Matrix:
+    """W [N, K] float16."""
+
+    stored: np.ndarray
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64 [N, K]."""
+        return self.stored.astype(np.float64)
+
+    def gemv(self, x: np.ndarray, bias: np.ndarray | None = None, schedule: int = 0) -> np.ndarray:
+        """y [rows, N] float16 of x [rows, K] float16, by the kernel."""
+        y = poisoned(len(x), len(self.stored))
+        tensors = [None if each is None else guarded(each) for each in (x, self.stored, bias)]
+        call("edge_awq_fp16_gemv", Fp16GemvArguments(*map(pointer, (*tensors, y)), len(x), *self.stored.shape[::-1]),
+             schedule)
+        return y
+
+
 class Int4GemvArguments(ctypes.Structure):
     """As in int4_matmul/kernel.h."""
 
@@ -138,3 +167,20 @@ def rounding_bound(exact: np.ndarray, absolute: np.ndarray, roundings: int) -> n
     """
     error = 1.01 * roundings * UNIT_ROUNDOFF * absolute
     return error + HALF_ROUNDOFF * (np.abs(exact) + error) + HALF_SMALLEST / 2
+
+
+def activations(rng: np.random.Generator, rows: int, K: int, outliers: int = 0) -> np.ndarray:
+    """x [rows, K] float16 of unit size, ``outliers`` of its columns 100 times that."""
+    x = rng.standard_normal((rows, K))
+    x[:, rng.permutation(K)[:outliers]] *= 100
+    return x.astype(np.float16)
+
+
+def assert_product(y: np.ndarray, matrix: Int4Matrix | Fp16Matrix, x: np.ndarray, roundings: int,
+                   bias: np.ndarray | float = 0.0) -> None:
+    """y [rows, N] is x @ W.T + bias but for that many roundings in fp32 and one to fp16."""
+    exact = x.astype(np.float64) @ matrix.weights.T + bias
+    absolute = np.abs(x.astype(np.float64)) @ np.abs(matrix.weights).T + np.abs(bias)
+    assert y.dtype == np.float16 and y.shape == exact.shape
+    excess = np.abs(y - exact) - rounding_bound(exact, absolute, roundings)
+    assert excess.max() <= 0, f"off by {np.abs(y - exact).max()}"  # a NaN left in y fails too

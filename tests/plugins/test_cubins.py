@@ -39,6 +39,7 @@ class Limits:
 
 INT4_LOADS = frozenset({"128", "U16.CONSTANT", "U8.CONSTANT", "U16"})
 KERNELS = {
+    "fp16_gemv": Limits(8, 256, 2, 3.0, frozenset({"128", "U16"})),
     "int4_gemv_g128": Limits(32, 256, 3, 3.0, INT4_LOADS),
     "int4_gemv_g64_rows4": Limits(32, 256, 3, 3.0, INT4_LOADS),
     "int4_gemv_g64_rows8": Limits(32, 256, 2, 4.0, INT4_LOADS),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from kernel_harness import SCHEDULES, Int4Matrix, KernelError, random_matrix, rounding_bound
+from kernel_harness import SCHEDULES, Int4Matrix, KernelError, activations, assert_product, random_matrix
 
 from edge_awq.quantize.int4 import IntGrid, dequantize, quantize
 
@@ -11,31 +11,12 @@ GROUP_SIZES = (128, 64)
 WARPS, CHUNK = 8, 128
 
 
-@pytest.fixture
-def rng(request):
-    """Seeded by the test's own name."""
-    return np.random.default_rng(list(request.node.name.encode()))
-
-
-def activations(rng, rows, K, outliers=0):
-    """x [rows, K] float16 of unit size, some of them 100 times that."""
-    x = rng.standard_normal((rows, K))
-    x[:, rng.permutation(K)[:outliers]] *= 100
-    return x.astype(np.float16)
-
-
-def assert_exact_but_for_rounding(y, matrix, x, bias=None):
+def assert_exact_but_for_rounding(y, matrix, x, bias=0.0):
     """A term is rounded with each later one of its group, with each later chunk of its warp, over warps and groups,
     and with the bias."""
-    exact = x.astype(np.float64) @ matrix.weights.T
-    absolute = np.abs(x.astype(np.float64)) @ np.abs(matrix.weights).T
-    if bias is not None:
-        exact, absolute = exact + bias, absolute + np.abs(bias)
     chunks = -(-x.shape[1] // CHUNK)
     roundings = matrix.group_size + -(-chunks // WARPS) + CHUNK // matrix.group_size * WARPS + 1
-    assert y.dtype == np.float16 and y.shape == exact.shape
-    excess = np.abs(y - exact) - rounding_bound(exact, absolute, roundings)
-    assert excess.max() <= 0, f"off by {np.abs(y - exact).max()}"  # a NaN left in y fails too
+    assert_product(y, matrix, x, roundings, bias)
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)

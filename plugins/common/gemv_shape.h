@@ -1,0 +1,11 @@
+// The shape of every GEMV's blocks, for kernels and for those who launch them.
+#pragma once
+
+namespace edge_awq {
+
+constexpr int kGemvOutputs = 16;   // values of N per block
+constexpr int kGemvThreads = 256;  // per block
+constexpr int kGemvWarps = kGemvThreads / 32;
+constexpr int kGemvMaxRows = 8;    // of x
+
+}  // namespace edge_awq
