@@ -1,0 +1,184 @@
+"""Blocks and heads through the quantizer: what is stored, what is reported, and that nothing depends on chance."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from edge_awq.errors import EdgeAwqError
+from edge_awq.layout import plan_layout
+from edge_awq.model.decoder import load_decoder, run_block
+from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head, to_half
+from edge_awq.quantize.unit import fold_scales
+from edge_awq.target import QuantSpec
+from quantized import AWQ, RTN, quantize_model
+from tiny import ARCHITECTURES, make_tiny
+
+FP16 = QuantizeSettings("fp16", "awq", AWQ.quant)
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.uint8: "U8"}
+
+
+def make(tmp_path, architecture="llama3", **changes):
+    make_tiny(tmp_path, architecture, **changes)
+    return load_decoder(tmp_path)
+
+
+def token_ids(decoder, sequences=4, tokens=48, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, decoder.config.vocab_size, (sequences, tokens), generator=generator)
+
+
+def with_head(settings, bits, symmetric=False):
+    return dataclasses.replace(settings, quant=QuantSpec(128, symmetric, bits))
+
+
+@pytest.mark.parametrize("architecture", ["llama2", "llama-biased", "llama-wide-heads", "qwen2"])
+def test_folding_leaves_the_function_as_it_was(tmp_path, architecture):
+    """Every fold group of the family, with scales over four orders of magnitude; float32 rounds each product anew."""
+    decoder = make(tmp_path, architecture)
+    weights = decoder.block(0)
+    x = torch.randn(2, 20, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    expected = run_block(decoder.config, 0, weights, x)
+    folded = {name: tensor.clone() for name, tensor in weights.items()}
+    done = []
+    for fold in decoder.family.fold:
+        inputs = weights[f"{fold.linears[0]}.weight"].shape[1]
+        if len(weights[f"{fold.source}.weight"]) == inputs:
+            scales = torch.logspace(-2, 2, inputs)[torch.randperm(inputs, generator=torch.Generator().manual_seed(1))]
+            fold_scales(folded, fold, scales)
+            done.append(fold.source)
+    assert ("v" in done) == (decoder.config.q_size == decoder.config.kv_size)
+    found = run_block(decoder.config, 0, folded, x)
+    # 2^-24 per rounding, two more roundings per product, sums of at most 512 products: well below 1e-5 of the output.
+    assert float((found - expected).norm() / expected.norm()) <= 1e-5
+
+
+@pytest.mark.parametrize("head_bits", [4, 8, 16])
+@pytest.mark.parametrize("settings", [AWQ, RTN, FP16], ids=["awq", "rtn", "fp16"])
+@pytest.mark.parametrize("architecture", ["llama-biased", "qwen2"])
+def test_the_tensors_are_those_of_the_planned_layout(tmp_path, architecture, settings, head_bits):
+    decoder = make(tmp_path, architecture)
+    settings = with_head(settings, head_bits)
+    found = quantize_model(decoder, token_ids(decoder), settings).tensors
+    planned = plan_layout(decoder, settings.precision, settings.quant, context=8)
+    expected = {spec.name: (spec.dtype, spec.shape) for spec in planned if not spec.name.startswith(("rope", "embed"))}
+    stored = {name: (DTYPES[t.dtype], tuple(t.shape)) for name, t in found.items() if name != "embed.weight"}
+    assert stored == expected
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_no_block_of_any_architecture_gets_worse_than_plain_rounding(tmp_path, architecture):
+    decoder = make(tmp_path, architecture)
+    for report in quantize_model(decoder, token_ids(decoder), AWQ).reports:
+        assert {"awq": report.loss_awq, "rtn": report.loss_rtn}[report.kept] == min(report.loss_awq, report.loss_rtn)
+        for fold in report.folds:
+            assert fold.skipped or fold.loss_after <= fold.loss_before
+
+
+def test_the_worse_candidate_is_not_kept(tmp_path, monkeypatch):
+    """Ranges that cut everything away make AWQ the worse one."""
+    decoder = make(tmp_path)
+    hidden = F.embedding(token_ids(decoder), decoder.embed())
+    monkeypatch.setattr("edge_awq.quantize.unit.search_ranges",
+                        lambda weight, gram, grid: (torch.zeros(len(weight), len(gram)),) * 2)
+    block, _ = quantize_block(decoder, 0, hidden, AWQ)
+    plain, _ = quantize_block(decoder, 0, None, RTN)
+    assert block.report.kept == "rtn"
+    assert block.report.loss_awq > block.report.loss_rtn
+    assert set(block.report.clipped.values()) == {0}
+    assert all(torch.equal(tensor, plain.tensors[name]) for name, tensor in block.tensors.items())
+
+
+def test_reported_losses_are_those_of_what_is_stored(tmp_path):
+    """One sequence, so that the sample is everything; the loss is relative to what the block adds to its input."""
+    decoder = make(tmp_path)
+    ids = token_ids(decoder, sequences=1)
+    hidden = F.embedding(ids, decoder.embed())
+    expected = run_block(decoder.config, 0, decoder.block(0), hidden)
+    for settings, name in ((AWQ, "loss_awq"), (RTN, "loss_rtn")):
+        meant = quantize_model(decoder, ids, settings).decoder
+        found = run_block(decoder.config, 0, meant.block(0), hidden)
+        loss = float((found - expected).double().square().sum() / (expected - hidden).double().square().sum())
+        report = quantize_block(decoder, 0, hidden, AWQ)[0].report
+        assert getattr(report, name) == pytest.approx(loss, rel=1e-4)
+
+
+def test_outputs_are_the_full_precision_inputs_of_the_next_block(tmp_path):
+    decoder = make(tmp_path)
+    hidden = F.embedding(token_ids(decoder), decoder.embed())
+    _, outputs = quantize_block(decoder, 0, hidden, AWQ)
+    expected = run_block(decoder.config, 0, decoder.block(0), hidden)
+    assert torch.allclose(outputs, expected, rtol=1e-4, atol=1e-5)  # float32, other batch shapes
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_runs_give_the_same_bits_wherever_the_input_lies_in_memory(tmp_path, threads):
+    torch.set_num_threads(threads)
+    decoder = make(tmp_path, num_hidden_layers=1)
+    hidden = F.embedding(token_ids(decoder), decoder.embed())
+    moved = torch.empty(hidden.numel() + 3)[3:].view_as(hidden).copy_(hidden)  # as in a mapped file: off by 12 bytes
+    runs = []
+    for x in (hidden, moved):
+        torch.rand(7)  # what others draw must not matter
+        block, outputs = quantize_block(decoder, 0, x, AWQ)
+        head = quantize_head(decoder, outputs, AWQ)
+        runs.append((block.tensors | head.tensors | {"outputs": outputs}, block.report, head.report))
+    first, second = runs
+    assert first[1:] == second[1:]
+    assert first[0].keys() == second[0].keys()
+    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+
+
+def test_the_report_is_json(tmp_path):
+    decoder = make(tmp_path)
+    block, _ = quantize_block(decoder, 0, F.embedding(token_ids(decoder), decoder.embed()), AWQ)
+    table = json.loads(json.dumps(dataclasses.asdict(block.report)))
+    assert table["name"] == "blocks.0"
+    assert set(table["clipped"]) == set(decoder.family.linears)
+    assert table["clipped"]["q"] == table["clipped"]["k"] == 0
+    folds = {fold["source"]: fold for fold in table["folds"]}
+    assert folds["v"]["ratio"] is None and "64 outputs" in folds["v"]["skipped"]
+    assert 0 <= folds["up"]["ratio"] < 1
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_symmetric_zero_points_are_all_eight(tmp_path, symmetric):
+    decoder = make(tmp_path, intermediate_size=320)  # groups of 64: an odd number of them
+    tensors = quantize_model(decoder, token_ids(decoder), with_head(AWQ, 4, symmetric)).tensors
+    zeros = torch.cat([t[:, :2].flatten() for name, t in tensors.items() if name.endswith("zero_points")])
+    assert (zeros.unique().tolist() == [0x08, 0x88]) == symmetric
+    assert tensors["blocks.0.down.zero_points"].shape == (128, 3)
+    assert (tensors["blocks.0.down.zero_points"][:, 2] < 16).all(), "the pad nibble is zero"
+
+
+def test_inputs_that_no_group_divides_are_an_error(tmp_path):
+    decoder = make(tmp_path, intermediate_size=200)
+    with pytest.raises(EdgeAwqError, match=r"blocks\.1\.down: K = 200"):
+        quantize_block(decoder, 1, None, RTN)
+
+
+def test_fp16_stores_halves_and_refuses_what_they_cannot_hold(tmp_path):
+    decoder = make(tmp_path)
+    block, outputs = quantize_block(decoder, 0, None, FP16)
+    assert outputs is None
+    assert torch.equal(block.tensors["q.weight"], decoder.block(0)["q.weight"].half())
+    assert torch.equal(block.tensors["attn_norm.weight"], decoder.block(0)["attn_norm.weight"])
+    with pytest.raises(EdgeAwqError, match=r"blocks\.0\.q\.weight: the value -70000"):
+        to_half("blocks.0.q.weight", torch.tensor([[1.0, -70000.0]]))
+
+
+def test_outputs_that_overflow_are_an_error_that_names_the_block(tmp_path):
+    decoder = make(tmp_path)
+    hidden = F.embedding(token_ids(decoder), decoder.embed())
+    hidden[0, 0] = torch.inf
+    with pytest.raises(EdgeAwqError, match=r"blocks\.0: outputs overflow"):
+        quantize_block(decoder, 0, hidden, AWQ)
+
+
+@pytest.mark.parametrize("field", ["precision", "recipe"])
+def test_unknown_settings_are_an_error_that_lists_the_known(field):
+    with pytest.raises(EdgeAwqError, match=f"{field} = 'gptq'") as error:
+        dataclasses.replace(AWQ, **{field: "gptq"})
+    assert "w4a16" in error.value.hint or "awq, rtn" in error.value.hint
