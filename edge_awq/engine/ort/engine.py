@@ -58,6 +58,7 @@ class OrtEngine:
         outputs = {value.name: value.shape for value in self._session.get_outputs()}
         self.vocab_size: int = outputs["logits"][-1]
         self._logits = np.zeros((1, 1, self.vocab_size), np.float32)
+        self._cache: list[np.ndarray] = []
         self._bind_cache(name for name in outputs if name.startswith("present_"))
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
@@ -95,14 +96,16 @@ class OrtEngine:
     def close(self) -> None:
         """Release session and cache; the engine cannot be used afterwards."""
         self._embedding.close()
-        del self._binding, self._session, self._logits
+        del self._binding, self._session, self._logits, self._cache
 
     def _bind_cache(self, presents: Iterator[str]) -> None:
         for present in presents:
             past = present.replace("present_", "past_", 1)
             _, kv_heads, _, head_size = self._inputs.pop(past)
             # np.zeros maps pages that do not exist before they are touched.
-            cache = OrtValue.ortvalue_from_numpy(np.zeros((1, kv_heads, self.context, head_size), np.float32))
+            pages = np.zeros((1, kv_heads, self.context, head_size), np.float32)
+            self._cache.append(pages)  # up to onnxruntime 1.23, the last for Python 3.10, an OrtValue does not keep it
+            cache = OrtValue.ortvalue_from_numpy(pages)
             self._binding.bind_ortvalue_input(past, cache)
             self._binding.bind_ortvalue_output(present, cache)
 
