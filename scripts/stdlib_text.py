@@ -34,7 +34,7 @@ class Corpus:
     """Documents to train on and to evaluate on; no file gives to both.
 
     Attributes:
-        training: documents, each beginning with BOS and ending with EOS.
+        training: documents, each beginning with BOS and ending with EOS; only the last one may be cut short.
         held_out: the same, of the files kept for evaluation.
         held_out_files: their paths, relative to the standard library's folder.
     """
@@ -115,10 +115,9 @@ def _manual() -> Iterator[str]:
 
 
 def _cut(documents: Iterable[str], size_limit: int) -> Iterator[str]:
-    """Documents until their characters reach the limit."""
-    size = 0
+    """Documents of ``size_limit`` characters altogether; the last one is cut short."""
     for document in documents:
-        size += len(document)
-        if size > size_limit:
+        yield document[:size_limit]
+        size_limit -= len(document)
+        if size_limit <= 0:
             return
-        yield document
