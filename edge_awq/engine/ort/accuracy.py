@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
+from onnxruntime import InferenceSession
 
 from edge_awq.engine.ort.embedding import Embedding
+from edge_awq.engine.ort.inputs import token_inputs
 from edge_awq.engine.ort.rules.matmul_nbits import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, KERNEL
 from edge_awq.engine.ort.session import SessionSettings, create_session
 
@@ -153,22 +155,12 @@ def _measure(exact: str, found: str) -> list[NodeProto]:
     ]
 
 
-def _feeds(session: object, weights: Path, ids: Sequence[int]) -> dict[str, np.ndarray]:
+def _feeds(session: InferenceSession, weights: Path, ids: Sequence[int]) -> dict[str, np.ndarray]:
     """A first pass over ``ids`` whose logits are all wanted."""
-    tokens = len(ids)
+    shapes = {value.name: value.shape for value in session.get_inputs()}
     embedding = Embedding(weights)
-    feeds = {
-        "embedded": embedding.rows(ids),
-        "input_ids": np.array([ids], np.int64),
-        "past_length": np.array([0], np.int64),
-        "num_logits": np.array([tokens], np.int64),
-        "last_position": np.array([tokens - 1], np.int32),
-        "total_length": np.array([tokens], np.int32),
-    }
+    feeds = token_inputs(shapes, ids, 0, len(ids), embedding)
     embedding.close()
-    caches = {
-        value.name: np.zeros([size if isinstance(size, int) else tokens for size in value.shape], np.float32)
-        for value in session.get_inputs()
-        if value.name not in feeds
-    }
-    return {value.name: {**feeds, **caches}[value.name] for value in session.get_inputs()}
+    for name in set(shapes) - set(feeds):  # the caches, as large as the probe
+        feeds[name] = np.zeros([size if isinstance(size, int) else len(ids) for size in shapes[name]], np.float32)
+    return feeds

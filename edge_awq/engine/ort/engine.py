@@ -10,6 +10,7 @@ import numpy as np
 from onnxruntime import OrtValue
 
 from edge_awq.engine.ort.embedding import Embedding
+from edge_awq.engine.ort.inputs import token_inputs
 from edge_awq.engine.ort.session import SessionSettings, create_session
 from edge_awq.errors import EdgeAwqError
 
@@ -123,17 +124,9 @@ class OrtEngine:
 
     def _run(self, ids: Sequence[int], logits: np.ndarray) -> None:
         """Append ids; fills ``logits`` [1, n, vocab_size] with those after the last n."""
-        total = self.length + len(ids)
-        feeds = {
-            "embedded": lambda: self._embedding.rows(ids),
-            "input_ids": lambda: np.array([ids], np.int64),
-            "past_length": lambda: np.array([self.length], np.int64),
-            "num_logits": lambda: np.array([logits.shape[1]], np.int64),
-            "last_position": lambda: np.array([total - 1], np.int32),
-            "total_length": lambda: np.array([total], np.int32),
-        }
-        for name in self._inputs:
-            self._binding.bind_cpu_input(name, feeds[name]())
+        inputs = token_inputs(self._inputs, ids, self.length, logits.shape[1], self._embedding)
+        for name, value in inputs.items():
+            self._binding.bind_cpu_input(name, value)
         self._binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(self._binding)
-        self.length = total
+        self.length += len(ids)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from onnx import NodeProto, TensorProto, helper
 
 from edge_awq.engine.ort.graph import MICROSOFT, Graph, attributes
+from edge_awq.engine.ort.inputs import LAST_POSITION, TOTAL_LENGTH
 from edge_awq.engine.ort.rules.declined import Declined
 from edge_awq.export.ops import CACHED_ATTENTION
 
-# Graph inputs, int32 [1]: the last token's row in the cache, and the tokens that the cache then holds.
-LAST_POSITION, TOTAL_LENGTH = "last_position", "total_length"
 HEAD_STEP, ROTARY_STEP = 16, 8  # the kernel's vector sizes
 
 

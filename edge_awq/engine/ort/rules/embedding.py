@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from onnx import NodeProto, TensorProto, helper
 
+from edge_awq.engine.ort.embedding import TABLE
 from edge_awq.engine.ort.graph import Graph
+from edge_awq.engine.ort.inputs import EMBEDDED
 from edge_awq.engine.ort.rules.declined import Declined
-
-EMBEDDED = "embedded"  # float32 [1, tokens, hidden_size]
-TABLE = "embed.weight"
 
 
 def find(graph: Graph) -> list[tuple[NodeProto, ...]]:

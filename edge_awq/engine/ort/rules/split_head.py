@@ -10,10 +10,10 @@ from onnx import NodeProto, helper
 
 from edge_awq.engine.ort.graph import Graph, attributes, rows
 from edge_awq.engine.ort.rules.declined import Declined
+from edge_awq.engine.ort.rules.matmul_nbits import BITS
 from edge_awq.export.ops import INT4_MATMUL, INT8_MATMUL
 
 LARGEST = 16 << 20  # bytes of packed weights that one kernel may take
-BITS = {INT4_MATMUL.name: 4, INT8_MATMUL.name: 8}
 
 
 def find(graph: Graph) -> list[tuple[NodeProto, ...]]:
