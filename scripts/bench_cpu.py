@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -180,30 +181,44 @@ def take_turn(workers: dict[str, Worker], order: random.Random, work: Callable[[
 def find_candidates(shape: str, folder: Path, peer_python: str) -> tuple[list[Candidate], dict[str, str]]:
     """The engines that can run, their models made where they are missing; and why the others cannot."""
     checkpoint = make_random_model(folder / shape, find_shape(shape))
-    bundle = folder / f"{shape}.bundle"
-    if not bundle.exists():
-        # Plain rounding: the search changes values, not speed. Asymmetric, groups of 128, as the profile says.
-        run([sys.executable, "-m", "edge_awq", "build", checkpoint, "--recipe", "rtn", "-o", bundle])
-    candidates, skipped = [Candidate(OURS, bundle, sys.executable)], {}
+    candidates, skipped = [Candidate(OURS, our_bundle(checkpoint), sys.executable)], {}
     for name, (module, kind, file) in PEERS.items():
         model = folder / f"{shape}-{file}"
         if subprocess.run([peer_python, "-c", f"import {module}"], capture_output=True, check=False).returncode:
             skipped[name] = f"{peer_python} cannot import {module}"
-        elif model.exists() or not run([peer_python, HERE / "bench_models.py", kind, checkpoint, model], check=False):
+        elif model.exists() or run([peer_python, HERE / "bench_models.py", kind, checkpoint, model], log_of(model)):
             candidates.append(Candidate(name, model, peer_python))
         else:
-            skipped[name] = "its model could not be made; the reason stands above"
+            skipped[name] = f"its model could not be made; see {log_of(model)}"
     return candidates, skipped
 
 
-def run(command: list[Any], check: bool = True) -> int:
-    """Run a command, its output on stderr; returns its exit code."""
+def our_bundle(checkpoint: Path) -> Path:
+    """The checkpoint's bundle; built again when the code that builds it is newer."""
+    bundle = checkpoint.with_name(f"{checkpoint.name}.bundle")
+    manifest = bundle / "manifest.json"
+    newest_s = max(path.stat().st_mtime for path in (HERE.parent / "edge_awq").rglob("*.py"))
+    if manifest.is_file() and manifest.stat().st_mtime > newest_s:
+        return bundle
+    shutil.rmtree(bundle, ignore_errors=True)
+    # Plain rounding: the search changes values, not speed. Asymmetric, groups of 128, as the profile says.
+    command = [sys.executable, "-m", "edge_awq", "build", checkpoint, "--recipe", "rtn", "-o", bundle]
+    if not run(command, log_of(bundle)):
+        raise click.ClickException(f"the bundle could not be built; see {log_of(bundle)}")
+    return bundle
+
+
+def run(command: list[Any], log: Path) -> bool:
+    """Run a command that makes a model, all it says kept in ``log``; whether it succeeded."""
     parts = [str(part) for part in command]
     click.echo(f"$ {' '.join(parts)}", err=True)
-    code = subprocess.run(parts, stdout=sys.stderr, check=False).returncode
-    if code and check:
-        raise click.ClickException(f"{parts[0]} ended with code {code}")
-    return code
+    with log.open("wb") as file:
+        return subprocess.run(parts, stdout=file, stderr=file, check=False).returncode == 0
+
+
+def log_of(model: Path) -> Path:
+    """Where the log of a model's making is kept."""
+    return model.with_name(f"{model.name}.log")
 
 
 def model_bytes(path: Path) -> int:

@@ -113,7 +113,7 @@ def write_genai_int4(checkpoint: Path, out: Path) -> None:
         made = Path(folder) / "model"
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", checkpoint, "-o", made,
                    "-p", "int4", "-e", "cpu", "-c", Path(folder) / "cache"]
-        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+        if subprocess.run(command, check=False).returncode:
             raise SystemExit("onnxruntime-genai's model builder failed; it needs torch, transformers and onnx_ir")
         made.rename(out)
 
