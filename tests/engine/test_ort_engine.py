@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from edge_awq.bundle import Bundle, Manifest
 from edge_awq.engine import load_runtime
+from edge_awq.engine.ort import windows
 from edge_awq.engine.ort.compile import compile_bundle
 from edge_awq.engine.ort.engine import EngineSettings, OrtEngine
 from edge_awq.engine.ort.names import engine_name
@@ -223,6 +224,22 @@ engine = OrtEngine(folder / {report.file!r}, folder / "weights.safetensors", Eng
 assert engine.prefill([1, 2, 3]).shape == (131,) and engine.vocab_size == 131
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("architecture", "window", "says"), [("mistral", 8, True), ("mistral", 256, False),
+                                                             ("llama3", None, False)])
+def test_windows_run_only_where_they_are_counted_the_same(architecture, window, says, tmp_path, monkeypatch):
+    """A window of all 256 positions is none, so that graph runs anywhere."""
+    build(tmp_path, architecture, **({"sliding_window": window} if window else {}))
+    report = compile_bundle(tmp_path, IDS)
+    other = {"with the newest": "before the newest", "before the newest": "with the newest"}[windows.counting()]
+    monkeypatch.setattr(windows, "counting", lambda: other)
+    files = tmp_path / report.file, tmp_path / "weights.safetensors"
+    if says:
+        with pytest.raises(EdgeAwqError, match="counts sliding windows otherwise"):
+            OrtEngine(*files, EngineSettings(CONTEXT, CONTEXT))
+    else:
+        assert OrtEngine(*files, EngineSettings(CONTEXT, CONTEXT)).prefill(IDS).shape == (131,)
 
 
 def test_compiled_name_follows_the_graph(tmp_path):

@@ -12,6 +12,7 @@ from onnxruntime import OrtValue
 from edge_awq.engine.ort.embedding import Embedding
 from edge_awq.engine.ort.inputs import token_inputs
 from edge_awq.engine.ort.session import SessionSettings, create_session
+from edge_awq.engine.ort.windows import check_windows
 from edge_awq.errors import EdgeAwqError
 
 
@@ -45,7 +46,7 @@ class OrtEngine:
         """Load the lowered ``graph``, whose constants are ranges of ``weights``.
 
         Raises:
-            EdgeAwqError: the graph is missing, or onnxruntime cannot load it.
+            EdgeAwqError: the graph is missing, or onnxruntime cannot load it or would not compute what was meant.
         """
         if not graph.is_file():
             raise EdgeAwqError(f"{graph} is missing", hint="build the bundle for a target that runs on onnxruntime")
@@ -53,6 +54,7 @@ class OrtEngine:
         self.length = 0
         self._prefill_chunk = settings.prefill_chunk
         self._session = create_session(graph.read_bytes(), weights, settings.session)
+        check_windows(self._session.get_modelmeta().custom_metadata_map)
         self._embedding = Embedding(weights)
         self._binding = self._session.io_binding()
         self._inputs = {value.name: value.shape for value in self._session.get_inputs()}

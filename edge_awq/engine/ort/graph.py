@@ -21,6 +21,7 @@ class Graph:
         self.nodes: list[NodeProto] = []
         self.inputs = {value.name: value for value in model.graph.input}
         self.outputs = {value.name for value in model.graph.output}
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers: dict[str, NodeProto] = {}
         self._readers: dict[str, list[NodeProto]] = defaultdict(list)
@@ -78,6 +79,8 @@ class Graph:
         _refill(model.functions, [function for function in self._model.functions if function.name in called])
         kept = [opset for opset in self._model.opset_import if opset.domain != DOMAIN or called]
         _refill(model.opset_import, [*kept, helper.make_opsetid(MICROSOFT, 1)])
+        del model.metadata_props[:]
+        helper.set_model_props(model, self.metadata)
         return model
 
     def _insert(self, place: int, nodes: Iterable[NodeProto]) -> None:

@@ -1,7 +1,7 @@
 """CachedAttention(q, k, v, cache, past_length)  ->  GroupQueryAttention([q|k|v], cache, past_length + tokens)
 
 onnxruntime's kernel rotates, writes the cache in place where past and present are one buffer, and masks causally and by
-window, counted as here. The length comes from two graph inputs, so no mask is ever computed. Where q, k and v are the
+window. The length comes from two graph inputs, so no mask is ever computed. Where q, k and v are the
 parts of one merged linear, the kernel takes the whole and the Split goes.
 """
 
@@ -12,6 +12,7 @@ from onnx import NodeProto, TensorProto, helper
 from edge_awq.engine.ort.graph import MICROSOFT, Graph, attributes
 from edge_awq.engine.ort.inputs import LAST_POSITION, TOTAL_LENGTH
 from edge_awq.engine.ort.rules.declined import Declined
+from edge_awq.engine.ort.windows import METADATA_KEY, UNLIMITED, counting, kernel_window
 from edge_awq.export.ops import CACHED_ATTENTION
 
 HEAD_STEP, ROTARY_STEP = 16, 8  # the kernel's vector sizes
@@ -45,11 +46,19 @@ def rewrite(graph: Graph, match: tuple[NodeProto, ...]) -> Declined | None:
         node.name,
         domain=MICROSOFT,
         do_rotary=1,
-        local_window_size=given["window"] or -1,
+        local_window_size=_window(graph, int(given["window"]), table.dims[0]),
         **{name: given[name] for name in ("num_heads", "kv_num_heads", "scale")},
     )
     graph.replace([split, node] if split else [node], [kernel])
     return None
+
+
+def _window(graph: Graph, window: int, positions: int) -> int:
+    """``local_window_size``; a window that holds every position there can be is none."""
+    if window == 0 or window >= positions:
+        return UNLIMITED
+    graph.metadata[METADATA_KEY] = counting()
+    return kernel_window(window)
 
 
 def _whole(graph: Graph, projections: list[str]) -> NodeProto | None:
