@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <string>
 
+#include "attention/decode.cu"
+#include "attention/plan.h"
 #include "fp16_matmul/gemv.cu"
 #include "fp16_matmul/plan.h"
 #include "include/contract.h"
@@ -77,6 +79,24 @@ const char* edge_awq_contract() {
 float edge_awq_float_from_half(uint16_t bits) { return edge_awq::float_from_half({bits}); }
 
 uint16_t edge_awq_half_from_float(float value) { return edge_awq::half_from_float(value).bits; }
+
+int edge_awq_decode_attention(const edge_awq::DecodeAttentionArguments* arguments, unsigned schedule, char* message,
+                              size_t size) {
+  static const Kernel<edge_awq::DecodeAttentionArguments> kernels[] = {
+      {"decode_attention_64", decode_attention_64},   {"decode_attention_80", decode_attention_80},
+      {"decode_attention_96", decode_attention_96},   {"decode_attention_112", decode_attention_112},
+      {"decode_attention_128", decode_attention_128}, {"decode_attention_256", decode_attention_256},
+  };
+  return launch(kernels, *arguments, schedule, {message, size});
+}
+
+int64_t edge_awq_decode_attention_partial_floats(const edge_awq::DecodeAttentionArguments* arguments) {
+  return edge_awq::decode_attention_partial_floats(*arguments);
+}
+
+int edge_awq_decode_attention_counters(const edge_awq::DecodeAttentionArguments* arguments) {
+  return edge_awq::decode_attention_counters(*arguments);
+}
 
 int edge_awq_fp16_gemv(const edge_awq::Fp16GemvArguments* arguments, unsigned schedule, char* message, size_t size) {
   static const Kernel<edge_awq::Fp16GemvArguments> kernels[] = {{"fp16_gemv", fp16_gemv}};

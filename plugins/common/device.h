@@ -50,6 +50,28 @@ __device__ __forceinline__ float multiply_add(float a, float b, float c) {
 #endif
 }
 
+// The larger number; a NaN only if both are.
+__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
+
+__device__ __forceinline__ float minus_infinity() {
+#ifdef __CUDACC__
+  return __int_as_float(0xff800000);
+#else
+  return -INFINITY;
+#endif
+}
+
+// 2^x. A GPU is off by up to 2^-22 of it.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef __CUDACC__
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return std::exp2(x);
+#endif
+}
+
 __device__ __forceinline__ HalfPair pair(Half low, Half high) {
   return low.bits | static_cast<uint32_t>(high.bits) << 16;
 }
@@ -156,6 +178,16 @@ __device__ __forceinline__ T& block_shared() {
 
 // ---- threads ----
 
+// The value that a lane passed in.
+template <class T>
+__device__ __forceinline__ T shuffle(T value, int lane) {
+#ifdef __CUDACC__
+  return __shfl_sync(0xffffffffu, value, lane);
+#else
+  return fibers::Exchange<T>(value)[lane];
+#endif
+}
+
 // The value that the lane whose number differs in the bits of `mask` passed in.
 template <class T>
 __device__ __forceinline__ T shuffle_xor(T value, int mask) {
@@ -163,6 +195,22 @@ __device__ __forceinline__ T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 #else
   return fibers::Exchange<T>(value)[(threadIdx.x % kWarpSize) ^ mask];
+#endif
+}
+
+// Whether this block is the last of `blocks` to come here; it then sees what the others wrote before. The counter
+// starts at zero and is zero again afterwards.
+__device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks) {
+#ifdef __CUDACC__
+  __threadfence();
+  __syncthreads();
+  const bool last = __syncthreads_or(threadIdx.x == 0 && atomicInc(counter, blocks - 1) == blocks - 1);
+  __threadfence();
+  return last;
+#else
+  if (threadIdx.x == 0) *counter = (*counter + 1) % blocks;  // blocks run one after another
+  __syncthreads();
+  return *counter == 0;
 #endif
 }
 

@@ -22,7 +22,7 @@ class Kernel:
         registers: per thread.
         local_bytes: stack and local memory per thread, where registers are spilled to.
         instructions: all, in order, without predicates.
-        loop: those of the longest loop.
+        loop: those of the longest loop, of those with tensor-core products if there are any.
     """
 
     registers: int
@@ -68,4 +68,4 @@ def _longest_loop(code: list[tuple[int, str]]) -> tuple[str, ...]:
         branch = _BRANCH.search(text)
         if branch and int(branch[1], 16) < last:
             loops.append(tuple(each for address, each in code if int(branch[1], 16) <= address <= last))
-    return max(loops, key=len)
+    return max(loops, key=lambda loop: (any(text.startswith("HMMA") for text in loop), len(loop)))

@@ -10,8 +10,7 @@ import pytest
 import sass
 from kernel_harness import PLUGINS, build_kernels
 
-REGISTERS_PER_SM = 65536
-WEIGHT_LOAD = "128.CONSTANT"
+REGISTERS_PER_SM, REGISTERS_PER_THREAD = 65536, 255
 
 needs_nvrtc = pytest.mark.skipif(
     build_kernels.Nvrtc.find() is None, reason=f"no NVRTC: pip install {build_kernels.NVRTC_REQUIREMENT}")
@@ -23,26 +22,34 @@ class Limits:
     """What a kernel may use; the same on every architecture.
 
     Attributes:
-        lane_weights: weights in one 16-byte load.
         threads: of a block.
         blocks: that shall fit a multiprocessor at once, by their registers.
-        instructions: per weight of a lane, in the loop.
-        other_loads: widths of loads beside those of weights: activations, scales, zero points, bias.
+        lane_values: weights (or values of the cache) in one 16-byte load.
+        instructions: per such value, in the loop.
+        streamed: the width of their loads, the only one in the loop beside ``other_loads``.
+        other_loads: widths of loads beside those: activations, scales, zero points, bias.
+        cold_loads: widths of loads outside the loop.
     """
 
-    lane_weights: int
     threads: int
     blocks: int
+    lane_values: int
     instructions: float
-    other_loads: frozenset[str]
+    streamed: str = "128.CONSTANT"
+    other_loads: frozenset[str] = frozenset({"128"})
+    cold_loads: frozenset[str] = frozenset({"U16"})
 
 
-INT4_LOADS = frozenset({"128", "U16.CONSTANT", "U8.CONSTANT", "U16"})
+INT4_LOADS = frozenset({"128", "U16.CONSTANT", "U8.CONSTANT"})
+CACHE = {"lane_values": 8, "instructions": 4.0, "streamed": "128", "other_loads": frozenset(),
+         "cold_loads": frozenset({"U16", "32", "64"})}
 KERNELS = {
-    "fp16_gemv": Limits(8, 256, 2, 3.0, frozenset({"128", "U16"})),
-    "int4_gemv_g128": Limits(32, 256, 3, 3.0, INT4_LOADS),
-    "int4_gemv_g64_rows4": Limits(32, 256, 3, 3.0, INT4_LOADS),
-    "int4_gemv_g64_rows8": Limits(32, 256, 2, 4.0, INT4_LOADS),
+    "int4_gemv_g128": Limits(256, 3, 32, 3.0, other_loads=INT4_LOADS),
+    "int4_gemv_g64_rows4": Limits(256, 3, 32, 3.0, other_loads=INT4_LOADS),
+    "int4_gemv_g64_rows8": Limits(256, 2, 32, 4.0, other_loads=INT4_LOADS),
+    "fp16_gemv": Limits(256, 2, 8, 3.0),
+    **{f"decode_attention_{size}": Limits(288, 1, **CACHE) for size in (64, 80, 96, 112, 128)},
+    "decode_attention_256": Limits(128, 1, **CACHE),
 }
 
 
@@ -70,10 +77,12 @@ def width(opcode):
 def test_stays_within_its_limits(architecture, name):
     kernel, limits = kernels(architecture)[name], KERNELS[name]
     assert kernel.local_bytes == 0, "registers are spilled"
-    assert kernel.registers <= REGISTERS_PER_SM // limits.blocks // limits.threads // 8 * 8
-    assert {width(load) for load in kernel.loads()} <= limits.other_loads | {WEIGHT_LOAD}
-    weights = limits.lane_weights * sum(width(load) == WEIGHT_LOAD for load in kernel.loads(kernel.loop))
-    assert 0 < len(kernel.loop) / weights <= limits.instructions
+    fitting = REGISTERS_PER_SM // limits.blocks // limits.threads // 8 * 8  # registers are given out in eights
+    assert kernel.registers <= min(fitting, REGISTERS_PER_THREAD)
+    assert {width(load) for load in kernel.loads(kernel.loop)} == {limits.streamed} | limits.other_loads
+    assert {width(load) for load in kernel.loads()} <= {limits.streamed} | limits.other_loads | limits.cold_loads
+    values = limits.lane_values * sum(width(load) == limits.streamed for load in kernel.loads(kernel.loop))
+    assert 0 < len(kernel.loop) / values <= limits.instructions
 
 
 @needs_nvrtc

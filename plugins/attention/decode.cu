@@ -1,0 +1,290 @@
+// Attention of 1 to 8 new tokens over the cache: rotary positions, append to the cache and softmax in one launch.
+//
+// The bound it chases: each key and value is read once, so time >= 4 * kv_num_heads * length * head_size / bandwidth.
+//
+// Who computes what. A query row is one head of one new token. All rows that share a KV head lie in one block (if they
+// are 72 or fewer), so that its keys and values come from memory once however many they are. The cache is split over
+// `splits` blocks; block = ((KV head) * groups + group of query rows) * splits + split. In a block a warp has a tile of
+// 8 query rows, and up to 4 warps share a tile and take turns along the keys, 16 at a time.
+//
+// Both products run on tensor cores, with the keys or values as the 16-row operand a and the query rows as 8 columns.
+// With row = lane / 4 and quarter = lane % 4, every load is 16 bytes, in the order in which the cache lies:
+//
+//   scores [16 keys, 8 queries]: lane reads keys `row` and `row + 8`, 8 values at 8 * quarter of each 32.
+//                                Words 0 and 1 are one product's operand, words 2 and 3 the next one's.
+//   y      [64 d, 8 queries]:    lane reads keys 2 * quarter + {0, 8, 1, 9}, 8 values at 8 * row of each 64.
+//                                Word j of keys 0 and 8 (of 1 and 9) turns into two pairs over keys, for d = 2 j and
+//                                2 j + 1; these are rows `row` and `row + 8` of product j.
+//
+// The scores leave the first product as (keys row and row + 8) x (queries 2 * quarter and the next), which is how sums
+// and maxima of the softmax are held as well as y: rescaling needs no exchange. As weights of the second product they
+// must lie as (query row) x (keys 2 * quarter + {0, 8}, {1, 9}): one exchange within the warp.
+//
+// Sums are fp32; the weights, 0 to 1, are rounded to fp16, and it is the rounded ones that are added up. Warps are
+// merged in shared memory, splits by the block that finishes last, always in the same order: same input, same bits.
+#include "../common/device.h"
+#include "kernel.h"
+
+namespace edge_awq {
+
+constexpr int kKeyTile = 16;
+constexpr float kNothingSeen = -1e30f;  // a maximum below any score, and finite: its difference to itself is 0
+constexpr float kLog2E = 1.44269504f;
+
+template <int D>
+struct DecodeAttention {
+  static constexpr int kChunks = (D + 31) / 32;  // of a key
+  static constexpr int kPanels = (D + 63) / 64;  // of a value
+  static constexpr int kMaxTiles = D <= 128 ? kMaxQueryTiles : kMaxWideQueryTiles;
+
+  // A softmax under way, of 8 query rows over some of the keys. Exponents are powers of two.
+  struct Partial {
+    float maximum[kQueryTile], sum[kQueryTile], y[kQueryTile][D];
+  };
+
+  // First the rotated queries, then, when all warps hold theirs in registers, what the warps have found.
+  union Shared {
+    Half queries[kMaxTiles * kQueryTile][D];
+    Partial warps[kMaxTiles];
+  };
+
+  // What a lane holds of one: of query rows 2 * quarter and the next, the keys and the d that lie with it.
+  struct LanePartial {
+    float maximum[2] = {kNothingSeen, kNothingSeen}, sum[2] = {}, y[kPanels][4][4] = {};
+  };
+
+  const DecodeAttentionArguments& a;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  const int row = lane / 4, quarter = lane % 4;
+
+  const int share = a.num_heads / a.kv_num_heads, query_rows = a.tokens * share;  // of a KV head
+  const int all_tiles = (query_rows + kQueryTile - 1) / kQueryTile;
+  const int groups = (all_tiles + kMaxTiles - 1) / kMaxTiles, tiles = (all_tiles + groups - 1) / groups;
+  const int split = blockIdx.x % a.splits, group = blockIdx.x / a.splits % groups;
+  const int kv_head = blockIdx.x / a.splits / groups;
+  const int first_row = group * tiles * kQueryTile;  // of this block's query rows
+  const int own_rows = at_most(query_rows - first_row, tiles * kQueryTile);
+  const int slices = tiles >= kMinWarps ? 1 : kMinWarps / tiles;  // warps that share a tile
+  const int tile = warp / slices, slice = warp % slices;          // warps past the last tile only help to load
+
+  const int past = static_cast<int>(*a.past_length), length = at_most(past + a.tokens, a.capacity);
+  const int first_visible = a.window && past + 1 > a.window ? past + 1 - a.window : 0;
+  const int split_keys = ((length - first_visible + kKeyTile - 1) / kKeyTile + a.splits - 1) / a.splits * kKeyTile;
+  const int first_key = at_most(first_visible + split * split_keys, length);
+  const int end_key = at_most(first_key + split_keys, length);
+  Half* const keys = a.key_cache + static_cast<int64_t>(kv_head) * a.capacity * D;
+  Half* const values = a.value_cache + static_cast<int64_t>(kv_head) * a.capacity * D;
+
+  __device__ __forceinline__ static int at_most(int value, int most) { return value < most ? value : most; }
+
+  // Value d of a head, rotated to a position: pairs lie rotary_size / 2 apart.
+  __device__ __forceinline__ float rotated(const Half* head, int d, int position) const {
+    const int half = a.rotary_size / 2;
+    if (d >= 2 * half) return to_float(head[d]);
+    const int64_t angle = static_cast<int64_t>(position) * half + d % half;
+    const float partner = to_float(head[d < half ? d + half : d - half]) * a.sines[angle];
+    return multiply_add(to_float(head[d]), a.cosines[angle], d < half ? -partner : partner);
+  }
+
+  // Writes the new tokens' keys and values into the cache, as far as they lie in this block's split: it alone reads
+  // them. (Blocks of other query groups write the same bytes there.)
+  __device__ __forceinline__ void append() const {
+    for (int i = threadIdx.x; i < a.tokens * D; i += blockDim.x) {
+      const int token = i / D, d = i % D, position = past + token;
+      if (position < first_key || position >= end_key) continue;
+      const int64_t source = static_cast<int64_t>(token) * a.kv_stride + kv_head * D;
+      keys[static_cast<int64_t>(position) * D + d] = to_half(rotated(a.k + source, d, position));
+      values[static_cast<int64_t>(position) * D + d] = a.v[source + d];
+    }
+  }
+
+  __device__ __forceinline__ void rotate_queries(Shared& shared) const {
+    for (int i = threadIdx.x; i < tiles * kQueryTile * D; i += blockDim.x) {
+      const int r = first_row + i / D, token = r / share;
+      const Half* head = a.q + static_cast<int64_t>(token) * a.q_stride + (kv_head * share + r % share) * D;
+      const bool real = i / D < own_rows;
+      shared.queries[i / D][i % D] = real ? to_half(rotated(head, i % D, at_most(past + token, length - 1))) : Half{0};
+    }
+  }
+
+  // 16 bytes of a row that exist, or zeros.
+  __device__ __forceinline__ static Vector load(const Half* rows, int key, int end, int d) {
+    const bool exists = key < end && d < D;
+    return exists ? *reinterpret_cast<const Vector*>(rows + static_cast<int64_t>(key) * D + d) : Vector{0, 0, 0, 0};
+  }
+
+  // Powers of two of the scores of 16 keys: scores[i] is that of key first + row + 8 * (i / 2) and the lane's query
+  // i % 2, and minus infinity where the query does not see the key.
+  __device__ __forceinline__ void score(int first, const Vector (&queries)[kChunks], float (&scores)[4]) const {
+    Vector upper[kChunks], lower[kChunks];
+    for (int chunk = 0; chunk < kChunks; ++chunk) {
+      upper[chunk] = load(keys, first + row, end_key, 32 * chunk + 8 * quarter);
+      lower[chunk] = load(keys, first + row + 8, end_key, 32 * chunk + 8 * quarter);
+    }
+    for (int chunk = 0; chunk < kChunks; ++chunk)
+      for (int i = 0; i < 4; i += 2)
+        multiply_16x8x16(scores, {upper[chunk].word[i], lower[chunk].word[i], upper[chunk].word[i + 1],
+                                  lower[chunk].word[i + 1]}, {queries[chunk].word[i], queries[chunk].word[i + 1]});
+    for (int i = 0; i < 4; ++i) {
+      const int key = first + row + 8 * (i / 2);
+      const int position = past + (first_row + tile * kQueryTile + 2 * quarter + i % 2) / share;
+      const bool visible = key < end_key && key <= position && (a.window == 0 || key > position - a.window);
+      scores[i] = visible ? scores[i] * (a.scale * kLog2E) : minus_infinity();
+    }
+  }
+
+  // Softmax weights relative to the new maximum, as pairs of keys row and row + 8; what was summed before is rescaled.
+  __device__ __forceinline__ static void weigh(const float (&scores)[4], LanePartial& partial, HalfPair (&weights)[2]) {
+    for (int query = 0; query < 2; ++query) {
+      float maximum = larger(partial.maximum[query], larger(scores[query], scores[query + 2]));
+      for (int mask = 4; mask < kWarpSize; mask *= 2) maximum = larger(maximum, shuffle_xor(maximum, mask));
+      const float rescaling = power_of_two(partial.maximum[query] - maximum);
+      const Half upper = to_half(power_of_two(scores[query] - maximum));
+      const Half lower = to_half(power_of_two(scores[query + 2] - maximum));
+      partial.maximum[query] = maximum;
+      partial.sum[query] = multiply_add(partial.sum[query], rescaling, to_float(upper) + to_float(lower));
+      for (auto& panel : partial.y)
+        for (auto& product : panel)
+          for (int i = query; i < 4; i += 2) product[i] *= rescaling;
+      weights[query] = pair(upper, lower);
+    }
+  }
+
+  // Adds the weighted values of 16 keys.
+  __device__ __forceinline__ void add_values(const Vector (&loaded)[kPanels][4], const HalfPair (&weights)[2],
+                                             LanePartial& partial) const {
+    HalfPair column[2];
+    for (int i = 0; i < 2; ++i) {
+      const int source = 4 * (2 * quarter + i) + row / 2;  // the lane that holds keys 2 * quarter + i and 8 on
+      const HalfPair even = shuffle(weights[0], source), odd = shuffle(weights[1], source);
+      column[i] = row % 2 ? odd : even;
+    }
+    for (int panel = 0; panel < kPanels; ++panel) {
+      const Vector(&v)[4] = loaded[panel];
+      for (int j = 0; j < 4; ++j)
+        multiply_16x8x16(partial.y[panel][j],
+                         {low_halves(v[0].word[j], v[1].word[j]), high_halves(v[0].word[j], v[1].word[j]),
+                          low_halves(v[2].word[j], v[3].word[j]), high_halves(v[2].word[j], v[3].word[j])}, column);
+    }
+  }
+
+  // This warp's share of the split.
+  __device__ __forceinline__ void attend(const Vector (&queries)[kChunks], LanePartial& partial) const {
+    #pragma unroll 1
+    for (int first = first_key + slice * kKeyTile; first < end_key; first += slices * kKeyTile) {
+      Vector loaded[kPanels][4];
+      for (int panel = 0; panel < kPanels; ++panel)
+        for (int i = 0; i < 4; ++i)
+          loaded[panel][i] = load(values, first + 2 * quarter + i / 2 + i % 2 * 8, end_key, 64 * panel + 8 * row);
+      float scores[4] = {};
+      score(first, queries, scores);
+      HalfPair weights[2];
+      weigh(scores, partial, weights);
+      add_values(loaded, weights, partial);
+    }
+    for (float& sum : partial.sum)
+      for (int mask = 4; mask < kWarpSize; mask *= 2) sum += shuffle_xor(sum, mask);
+  }
+
+  __device__ __forceinline__ void put(const LanePartial& partial, Partial& shared) const {
+    for (int i = 0; i < 4; ++i) {
+      const int query = 2 * quarter + i % 2;
+      shared.maximum[query] = partial.maximum[i % 2];
+      shared.sum[query] = partial.sum[i % 2];
+      for (int panel = 0; panel < kPanels; ++panel)
+        for (int j = 0; j < 4; ++j) {
+          const int d = 64 * panel + 8 * row + 2 * j + i / 2;
+          if (d < D) shared.y[query][d] = partial.y[panel][j][i];
+        }
+    }
+  }
+
+  // The place of a split's share of a query row in the workspace: y, then maximum and sum.
+  __device__ __forceinline__ float* workspace(int r, int of_split) const {
+    return a.partial + ((static_cast<int64_t>(kv_head) * query_rows + r) * a.splits + of_split) * (D + 2);
+  }
+
+  __device__ __forceinline__ void store(int r, int d, float value) const {
+    const int token = r / share, head = kv_head * share + r % share;
+    a.y[(static_cast<int64_t>(token) * a.num_heads + head) * D + d] = to_half(value);
+  }
+
+  // Merges the warps of each tile; stores the result, or, if there are other splits, this split's share of it.
+  __device__ __forceinline__ void merge_warps(const Shared& shared) const {
+    for (int i = threadIdx.x; i < own_rows * D; i += blockDim.x) {
+      const int r = i / D, d = i % D, query = r % kQueryTile;
+      const Partial* warps = shared.warps + r / kQueryTile * slices;
+      float maximum = kNothingSeen, sum = 0.0f, y = 0.0f;
+      for (int s = 0; s < slices; ++s) maximum = larger(maximum, warps[s].maximum[query]);
+      for (int s = 0; s < slices; ++s) {
+        const float weight = power_of_two(warps[s].maximum[query] - maximum);
+        sum = multiply_add(warps[s].sum[query], weight, sum);
+        y = multiply_add(warps[s].y[query][d], weight, y);
+      }
+      if (a.splits == 1) {
+        store(first_row + r, d, y / sum);
+        continue;
+      }
+      float* place = workspace(first_row + r, split);
+      place[d] = y;
+      if (d == 0) place[D] = maximum;
+      if (d == 0) place[D + 1] = sum;
+    }
+  }
+
+  // The block that finishes last merges the splits.
+  __device__ __forceinline__ void merge_splits() const {
+    for (int i = threadIdx.x; i < own_rows * D; i += blockDim.x) {
+      const int r = first_row + i / D, d = i % D;
+      float maximum = kNothingSeen, sum = 0.0f, y = 0.0f;
+      for (int s = 0; s < a.splits; ++s) maximum = larger(maximum, workspace(r, s)[D]);
+      for (int s = 0; s < a.splits; ++s) {
+        const float* place = workspace(r, s);
+        const float weight = power_of_two(place[D] - maximum);
+        sum = multiply_add(place[D + 1], weight, sum);
+        y = multiply_add(place[d], weight, y);
+      }
+      store(r, d, y / sum);
+    }
+  }
+
+  __device__ __forceinline__ void run() const {
+    Shared& shared = block_shared<Shared>();
+    append();
+    rotate_queries(shared);
+    __syncthreads();
+    Vector queries[kChunks];
+    for (int chunk = 0; chunk < kChunks && tile < tiles; ++chunk) {
+      const int d = 32 * chunk + 8 * quarter;
+      queries[chunk] = load(shared.queries[tile * kQueryTile], row, kQueryTile, d);
+    }
+    __syncthreads();
+    if (tile < tiles) {
+      LanePartial partial;
+      attend(queries, partial);
+      put(partial, shared.warps[warp]);
+    }
+    __syncthreads();
+    merge_warps(shared);
+    if (a.splits == 1 || !is_last_block(a.finished + kv_head * groups + group, a.splits)) return;
+    merge_splits();
+  }
+};
+
+}  // namespace edge_awq
+
+// Without the 1 the compiler saves registers by spilling some.
+#define DECODE_ATTENTION(D)                                                                     \
+  extern "C" __global__ void __launch_bounds__(32 * edge_awq::DecodeAttention<D>::kMaxTiles, 1) \
+  decode_attention_##D(const edge_awq::DecodeAttentionArguments a) {                            \
+    edge_awq::wait_for_previous_kernel();                                                       \
+    edge_awq::DecodeAttention<D>{a}.run();                                                      \
+    edge_awq::let_next_kernel_start();                                                          \
+  }
+
+DECODE_ATTENTION(64)
+DECODE_ATTENTION(80)
+DECODE_ATTENTION(96)
+DECODE_ATTENTION(112)
+DECODE_ATTENTION(128)
+DECODE_ATTENTION(256)

@@ -1,0 +1,153 @@
+"""Decode attention on the CPU: the kernel by ctypes, and the same in float64."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+from kernel_harness import HALF_ROUNDOFF, HALF_SMALLEST, UNIT_ROUNDOFF, call, guarded, library, pointer, poisoned
+
+
+class DecodeAttentionArguments(ctypes.Structure):
+    """As in attention/kernel.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in (
+            "q", "k", "v", "key_cache", "value_cache", "past_length", "cosines", "sines", "y", "partial", "finished")),
+        *((name, ctypes.c_int) for name in (
+            "tokens", "num_heads", "kv_num_heads", "head_size", "rotary_size", "capacity", "q_stride", "kv_stride",
+            "window", "splits")),
+        ("scale", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The shape of an attention.
+
+    Attributes:
+        kv: KV heads; share: query heads of each; size: values of a head; rotary: of which so many are rotated.
+        window: positions a query sees, itself included; 0: all.
+    """
+
+    kv: int = 2
+    share: int = 1
+    size: int = 64
+    rotary: int = 64
+    window: int = 0
+
+    @property
+    def scale(self) -> float:
+        return self.size**-0.5
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tensors of one decode step, as they are before it.
+
+    Attributes:
+        q: float16 [tokens, heads * size]; k, v: float16 [tokens, kv heads * size].
+        key_cache, value_cache: float16 [kv heads, capacity, size]; rows from ``past`` on hold NaNs.
+        cosines, sines: float32 [capacity, rotary / 2].
+    """
+
+    heads: Heads
+    past: int
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    key_cache: np.ndarray
+    value_cache: np.ndarray
+    cosines: np.ndarray
+    sines: np.ndarray
+
+
+@dataclass(frozen=True)
+class Result:
+    """y: float16 [tokens, heads * size]; the caches after the step."""
+
+    y: np.ndarray
+    key_cache: np.ndarray
+    value_cache: np.ndarray
+
+
+def random_step(rng: np.random.Generator, heads: Heads, past: int, tokens: int = 1,
+                capacity: int | None = None) -> Step:
+    """Normal values; rotary tables of random angles, so that a wrong position shows."""
+    capacity = capacity or past + tokens + 3
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float16)  # noqa: E731
+    keys, values = (normal(heads.kv, capacity, heads.size) for _ in range(2))
+    keys[:, past:] = values[:, past:] = np.nan
+    angles = rng.uniform(0, 2 * np.pi, (capacity, heads.rotary // 2))
+    new = [normal(tokens, count * heads.size) for count in (heads.kv * heads.share, heads.kv, heads.kv)]
+    return Step(heads, past, *new, keys, values, np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32))
+
+
+def run(step: Step, splits: int = 1, schedule: int = 0, fused: bool = False) -> Result:
+    """By the kernel, with q, k and v as tensors of their own, or fused into one [tokens, q | k | v].
+
+    The workspace is poisoned; the counters must be zero again.
+    """
+    heads, tokens = step.heads, len(step.q)
+    y = poisoned(*step.q.shape)
+    new = [guarded(each) for each in (step.q, step.k, step.v)]
+    if fused:
+        joined = guarded(np.concatenate(new, axis=1))
+        new = np.split(joined, np.cumsum([each.shape[1] for each in new[:2]]), axis=1)
+    caches = [guarded(step.key_cache), guarded(step.value_cache)]
+    tables = [guarded(each) for each in (np.array([step.past]), step.cosines, step.sines)]
+    halves_apart = [each.strides[0] // each.itemsize for each in new[:2]]
+    arguments = DecodeAttentionArguments(
+        *map(pointer, (*new, *caches, *tables)), pointer(y), None, None, tokens, heads.kv * heads.share, heads.kv,
+        heads.size, heads.rotary, caches[0].shape[1], *halves_apart, heads.window, splits, heads.scale)
+    floats, counters = (getattr(library(), f"edge_awq_decode_attention_{what}")(ctypes.byref(arguments))
+                        for what in ("partial_floats", "counters"))
+    partial, finished = guarded(np.full(floats, np.nan, np.float32)), guarded(np.zeros(counters, np.uint32))
+    arguments.partial, arguments.finished = pointer(partial), pointer(finished)
+    call("edge_awq_decode_attention", arguments, schedule)
+    assert not finished.any()
+    return Result(y, *caches)
+
+
+def rotated(x: np.ndarray, step: Step) -> np.ndarray:
+    """x [tokens, n, size], each token turned to its position: (a, b) -> (a cos - b sin, b cos + a sin); float64.
+
+    The products with sin are rounded to fp32, as the kernel has them: so its results, which it then rounds to fp16,
+    are nearly always these rounded to fp16.
+    """
+    half = step.heads.rotary // 2
+    rows = slice(step.past, step.past + len(x))
+    cos, sin = (table[rows, None].astype(np.float64) for table in (step.cosines, step.sines))
+    a, b, kept = np.split(x.astype(np.float64), [half, 2 * half], axis=2)
+    a_sin, b_sin = ((part * sin).astype(np.float32) for part in (a, b))
+    return np.concatenate([a * cos - b_sin, b * cos + a_sin, kept], axis=2)
+
+
+def reference(step: Step, result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """y in float64 over the caches as the kernel left them, and how far the kernel may be from it.
+
+    Sums in fp32 move a score by at most ``moved``, hence each weight by a factor of at most exp(2 moved), for it is
+    relative to their sum; rounding weights to fp16 and powers of two add less than 3 * 2^-11. Such a factor moves y by
+    no more than it times the weighted distance of the values from y. Weights below fp16's normal numbers are off by
+    2^-25 of the largest weight.
+    """
+    heads, tokens = step.heads, len(step.q)
+    total = step.past + tokens
+    q = rotated(step.q.reshape(tokens, -1, heads.size), step).transpose(1, 0, 2)  # [heads, tokens, size]
+    q = q.astype(np.float16).astype(np.float64)
+    keys, values = (np.repeat(cache[:, :total].astype(np.float64), heads.share, axis=0)
+                    for cache in (result.key_cache, result.value_cache))
+    scores = heads.scale * q @ keys.transpose(0, 2, 1)  # [heads, tokens, total]
+    distance = step.past + np.arange(tokens)[:, None] - np.arange(total)
+    visible = (distance >= 0) & ((distance < heads.window) | (heads.window == 0))
+    weights = np.where(visible, np.exp(scores - np.where(visible, scores, -np.inf).max(-1, keepdims=True)), 0)
+    weights /= weights.sum(-1, keepdims=True)
+    y = weights @ values
+    moved = heads.scale * np.abs(q) @ np.abs(keys).transpose(0, 2, 1) * (heads.size + 3) * UNIT_ROUNDOFF
+    moved = moved.max(-1, keepdims=True)
+    spread = np.abs(values[:, None] - y[:, :, None])  # [heads, tokens, total, size]
+    factor = np.expm1(2 * moved) + 3 * HALF_ROUNDOFF + total * UNIT_ROUNDOFF
+    bound = factor * np.einsum("htk,htkd->htd", weights, spread)
+    bound += total * HALF_SMALLEST / 2 * np.abs(values).max() + HALF_ROUNDOFF * np.abs(y) + HALF_SMALLEST
+    return tuple(each.transpose(1, 0, 2).reshape(tokens, -1) for each in (y, bound))

@@ -1,0 +1,125 @@
+"""Decode attention on the CPU against float64: head sizes, shared heads, splits, windows, lengths, the cache."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from attention_harness import Heads, random_step, reference, rotated, run
+from kernel_harness import SCHEDULES, KernelError
+
+HEAD_SIZES = (64, 80, 96, 112, 128, 256)
+
+
+def check(step, splits=1):
+    result = run(step, splits)
+    y, bound = reference(step, result)
+    excess = np.abs(result.y - y) - bound
+    assert excess.max() <= 0, f"off by {np.abs(result.y - y).max()}"  # a NaN left in y fails too
+    check_caches(step, result)
+
+
+def check_caches(step, result):
+    """The new rows are there, within one rounding; nothing else has changed."""
+    rows = slice(step.past, step.past + len(step.q))
+    heads = step.heads
+    new_keys = rotated(step.k.reshape(len(step.k), heads.kv, heads.size), step).transpose(1, 0, 2)
+    np.testing.assert_allclose(result.key_cache[:, rows], new_keys, rtol=2.0**-10, atol=2.0**-20)
+    new_values = step.v.reshape(len(step.v), heads.kv, heads.size).transpose(1, 0, 2)
+    np.testing.assert_array_equal(result.value_cache[:, rows], new_values)
+    for before, after in ((step.key_cache, result.key_cache), (step.value_cache, result.value_cache)):
+        np.testing.assert_array_equal(np.delete(after, rows, 1), np.delete(before, rows, 1))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("size", HEAD_SIZES)
+def test_head_sizes(rng, size, splits):
+    check(random_step(rng, Heads(size=size, rotary=size, share=3), past=70, tokens=2), splits)
+
+
+@pytest.mark.parametrize("rotary", [0, 2, 20, 32, 80])
+def test_part_of_a_head_is_rotated(rng, rotary):
+    check(random_step(rng, Heads(size=80, rotary=rotary), past=33))
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("past", [0, 1, 15, 16, 17, 63, 64, 200])
+def test_lengths(rng, past, splits):
+    """From an empty cache on: splits of no keys, of one, of a ragged tile."""
+    check(random_step(rng, Heads(), past), splits)
+
+
+@pytest.mark.parametrize(("kv", "share", "tokens"), [(8, 1, 1), (2, 4, 1), (1, 8, 1), (1, 9, 1), (1, 17, 1), (1, 71, 1),
+                                                     (1, 71, 2), (2, 4, 8), (1, 5, 7)])
+def test_query_heads_share_a_kv_head(rng, kv, share, tokens):
+    check(random_step(rng, Heads(kv=kv, share=share), past=37, tokens=tokens), splits=2)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 8])
+@pytest.mark.parametrize("window", [1, 7, 16, 40, 100])
+@pytest.mark.parametrize("past", [0, 39, 90])
+def test_sliding_window(rng, past, window, tokens):
+    check(random_step(rng, Heads(window=window), past, tokens), splits=2)
+
+
+def test_a_wide_head_with_many_query_rows_is_dealt_to_several_blocks(rng):
+    check(random_step(rng, Heads(kv=1, share=5, size=256, rotary=256), past=20, tokens=7), splits=2)
+
+
+def test_a_full_cache(rng):
+    check(random_step(rng, Heads(), past=30, tokens=2, capacity=32), splits=2)
+
+
+def test_a_token_beyond_the_cache_is_not_written(rng):
+    """The runner never asks for it; if it did, memory past the cache would still be safe."""
+    step = random_step(rng, Heads(), past=31, tokens=2, capacity=32)
+    np.testing.assert_array_equal(run(step).key_cache[:, :31], step.key_cache[:, :31])
+
+
+def test_large_scores(rng):
+    """The softmax is then all but a choice, and exponents far apart."""
+    step = random_step(rng, Heads(), past=100)
+    check(dataclasses.replace(step, q=step.q * np.float16(50)), splits=3)
+
+
+def test_what_the_window_left_behind_is_not_read(rng):
+    step = random_step(rng, Heads(window=20), past=50)
+    step.key_cache[:, :31], step.value_cache[:, :31] = np.nan, np.nan
+    result = run(step, splits=2)
+    assert np.isfinite(result.y).all()
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf], ids=str)
+def test_non_finite_numbers_stay_in_their_head(rng, special):
+    step = random_step(rng, Heads(kv=2, share=2), past=40)
+    clean = run(step, splits=2).y
+    step.key_cache[1, 7, 3] = special
+    y = run(step, splits=2).y
+    np.testing.assert_array_equal(y[:, :128], clean[:, :128])
+    assert not np.array_equal(y[:, 128:], clean[:, 128:])
+
+
+def test_queries_keys_and_values_may_be_one_tensor(rng):
+    """As the fused projection leaves them."""
+    step = random_step(rng, Heads(kv=2, share=2), past=21, tokens=3)
+    separate, fused = run(step), run(step, fused=True)
+    for name in ("y", "key_cache", "value_cache"):
+        np.testing.assert_array_equal(getattr(fused, name), getattr(separate, name))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_same_bits_whatever_the_order_of_threads(rng, splits):
+    step = random_step(rng, Heads(kv=2, share=9), past=150, tokens=2)
+    first, *others = (run(step, splits, schedule).y.tobytes() for schedule in (*SCHEDULES, SCHEDULES[0]))
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize(("heads", "tokens", "splits", "reason"), [
+    (Heads(size=72, rotary=72), 1, 1, "head_size = 72"),
+    (Heads(rotary=66), 1, 1, "rotary_size = 66"),
+    (Heads(window=-1), 1, 1, "window = -1"),
+    (Heads(), 9, 1, "tokens = 9"),
+    (Heads(), 1, 65, "splits = 65"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_refusals_name_the_value(rng, heads, tokens, splits, reason):
+    with pytest.raises(KernelError, match=reason):
+        run(random_step(rng, heads, 5, tokens), splits)
