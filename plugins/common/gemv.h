@@ -30,7 +30,12 @@ struct GemvSums {
     for (int column = row % kTileRows; column < 8; column += kTileRows)
       for (int warp = 0; warp < kGemvWarps; ++warp) sum += sums[warp][row / kTileRows][column][output];
     if (a.bias) sum += to_float(a.bias[n]);
-    a.y[static_cast<int64_t>(row) * a.N + n] = to_half(sum);
+    const int64_t place = static_cast<int64_t>(row) * a.N + n;
+    if (a.logits) {
+      a.logits[place] = sum;
+    } else {
+      a.y[place] = to_half(sum);
+    }
   }
 };
 

@@ -13,6 +13,7 @@ struct Fp16GemvArguments {
   const Half* weight;  // [N, K]
   const Half* bias;    // [N], or null
   Half* y;             // [rows, N]
+  float* logits;       // [rows, N], written instead of y: a head's results need more bits; or null
   int rows, K, N;
 };
 

@@ -15,6 +15,7 @@ struct Int4GemvArguments {
   const uint8_t* zero_points;  // [N, (groups + 1) / 2], two a byte, low nibble first: each row starts on a byte
   const Half* bias;            // [N], or null
   Half* y;                     // [rows, N]
+  float* logits;               // [rows, N], written instead of y: a head's results need more bits; or null
   int rows, K, N, group_size;
 };
 

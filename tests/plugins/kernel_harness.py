@@ -52,9 +52,14 @@ def guarded(array: np.ndarray) -> np.ndarray:
     return copy
 
 
-def poisoned(*shape: int) -> np.ndarray:
-    """An fp16 output full of NaNs."""
-    return guarded(np.full(shape, np.nan, np.float16))
+def poisoned(*shape: int, dtype: type = np.float16) -> np.ndarray:
+    """An output full of NaNs."""
+    return guarded(np.full(shape, np.nan, dtype))
+
+
+def half_or_float(y: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """A GEMV's two outputs, of which one is null."""
+    return (y, None) if y.dtype == np.float16 else (None, y)
 
 
 def pointer(array: np.ndarray | None) -> int | None:
@@ -73,7 +78,7 @@ class Fp16GemvArguments(ctypes.Structure):
     """As in fp16_matmul/kernel.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y")),
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "y", "logits")),
         *((name, ctypes.c_int) for name in ("rows", "K", "N")),
     )
 
@@ -89,12 +94,13 @@ class Fp16Matrix:
         """float64 [N, K]."""
         return self.stored.astype(np.float64)
 
-    def gemv(self, x: np.ndarray, bias: np.ndarray | None = None, schedule: int = 0) -> np.ndarray:
-        """y [rows, N] float16 of x [rows, K] float16, by the kernel."""
-        y = poisoned(len(x), len(self.stored))
+    def gemv(self, x: np.ndarray, bias: np.ndarray | None = None, schedule: int = 0,
+             dtype: type = np.float16) -> np.ndarray:
+        """y [rows, N] float16 (or float32) of x [rows, K] float16, by the kernel."""
+        y = poisoned(len(x), len(self.stored), dtype=dtype)
         tensors = [None if each is None else guarded(each) for each in (x, self.stored, bias)]
-        call("edge_awq_fp16_gemv", Fp16GemvArguments(*map(pointer, (*tensors, y)), len(x), *self.stored.shape[::-1]),
-             schedule)
+        call("edge_awq_fp16_gemv", Fp16GemvArguments(
+            *map(pointer, (*tensors, *half_or_float(y))), len(x), *self.stored.shape[::-1]), schedule)
         return y
 
 
@@ -102,7 +108,7 @@ class Int4GemvArguments(ctypes.Structure):
     """As in int4_matmul/kernel.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "qweight", "scales", "zero_points", "bias", "y")),
+        *((name, ctypes.c_void_p) for name in ("x", "qweight", "scales", "zero_points", "bias", "y", "logits")),
         *((name, ctypes.c_int) for name in ("rows", "K", "N", "group_size")),
     )
 
@@ -130,12 +136,13 @@ class Int4Matrix:
                   for each in (self.zeros, self.scales)]
         return (self.q - spread[0]) * spread[1]
 
-    def gemv(self, x: np.ndarray, bias: np.ndarray | None = None, schedule: int = 0) -> np.ndarray:
-        """y [rows, N] float16 of x [rows, K] float16, by the kernel."""
-        y = poisoned(len(x), len(self.q))
+    def gemv(self, x: np.ndarray, bias: np.ndarray | None = None, schedule: int = 0,
+             dtype: type = np.float16) -> np.ndarray:
+        """y [rows, N] float16 (or float32) of x [rows, K] float16, by the kernel."""
+        y = poisoned(len(x), len(self.q), dtype=dtype)
         tensors = [guarded(each) for each in (x, pack(self.q), self.scales, pack(self.zeros))]
         guarded_bias = None if bias is None else guarded(bias)
-        pointers = map(pointer, (*tensors, guarded_bias, y))
+        pointers = map(pointer, (*tensors, guarded_bias, *half_or_float(y)))
         call("edge_awq_int4_gemv", Int4GemvArguments(*pointers, len(x), *self.q.shape[::-1], self.group_size), schedule)
         return y
 
@@ -157,8 +164,8 @@ def random_matrix(rng: np.random.Generator, N: int, K: int, group_size: int) -> 
     )
 
 
-def rounding_bound(exact: np.ndarray, absolute: np.ndarray, roundings: int) -> np.ndarray:
-    """How far an fp16 result may lie from ``exact`` if it is a sum in fp32, rounded once more when it is stored.
+def rounding_bound(exact: np.ndarray, absolute: np.ndarray, roundings: int, to_half: bool) -> np.ndarray:
+    """How far a result may lie from ``exact`` if it is a sum in fp32, perhaps rounded once more to fp16.
 
     Args:
         exact: the sums, in float64.
@@ -167,6 +174,8 @@ def rounding_bound(exact: np.ndarray, absolute: np.ndarray, roundings: int) -> n
             which is no larger than ``absolute`` (Higham, Accuracy and Stability, 3.1).
     """
     error = 1.01 * roundings * UNIT_ROUNDOFF * absolute
+    if not to_half:
+        return error
     return error + HALF_ROUNDOFF * (np.abs(exact) + error) + HALF_SMALLEST / 2
 
 
@@ -179,9 +188,9 @@ def activations(rng: np.random.Generator, rows: int, K: int, outliers: int = 0) 
 
 def assert_product(y: np.ndarray, matrix: Int4Matrix | Fp16Matrix, x: np.ndarray, roundings: int,
                    bias: np.ndarray | float = 0.0) -> None:
-    """y [rows, N] is x @ W.T + bias but for that many roundings in fp32 and one to fp16."""
+    """y [rows, N] is x @ W.T + bias but for that many roundings in fp32, and one to y's own type."""
     exact = x.astype(np.float64) @ matrix.weights.T + bias
     absolute = np.abs(x.astype(np.float64)) @ np.abs(matrix.weights).T + np.abs(bias)
-    assert y.dtype == np.float16 and y.shape == exact.shape
-    excess = np.abs(y - exact) - rounding_bound(exact, absolute, roundings)
+    assert y.shape == exact.shape
+    excess = np.abs(y - exact) - rounding_bound(exact, absolute, roundings, y.dtype == np.float16)
     assert excess.max() <= 0, f"off by {np.abs(y - exact).max()}"  # a NaN left in y fails too

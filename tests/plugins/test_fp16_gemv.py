@@ -42,6 +42,13 @@ def test_every_place_is_read_once():
         np.testing.assert_array_equal(Fp16Matrix(stored).gemv(x), stored[:, places].T)
 
 
+def test_logits_keep_the_bits_of_the_sum(rng):
+    matrix, x = random_matrix(rng, 37, 256), activations(rng, 3, 256)
+    logits = matrix.gemv(x, dtype=np.float32)
+    assert_exact_but_for_rounding(logits, matrix, x)
+    np.testing.assert_array_equal(logits.astype(np.float16), matrix.gemv(x))
+
+
 def test_a_long_row_with_outliers(rng):
     matrix, x = random_matrix(rng, 16, 28672), activations(rng, 1, 28672, outliers=30)
     y, exact = matrix.gemv(x), x.astype(np.float64) @ matrix.weights.T

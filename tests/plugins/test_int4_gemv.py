@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from kernel_harness import SCHEDULES, Int4Matrix, KernelError, activations, assert_product, random_matrix
+from kernel_harness import (
+    SCHEDULES,
+    Int4GemvArguments,
+    Int4Matrix,
+    KernelError,
+    activations,
+    assert_product,
+    call,
+    random_matrix,
+)
 
 from edge_awq.quantize.int4 import IntGrid, dequantize, quantize
 
@@ -54,6 +63,13 @@ def test_bias(rng, rows, group_size):
     matrix, x = random_matrix(rng, 37, 256, group_size), activations(rng, rows, 256)
     bias = rng.standard_normal(37).astype(np.float16)
     assert_exact_but_for_rounding(matrix.gemv(x, bias), matrix, x, bias)
+
+
+def test_logits_keep_the_bits_of_the_sum(rng):
+    matrix, x = random_matrix(rng, 37, 256, 128), activations(rng, 3, 256)
+    logits = matrix.gemv(x, dtype=np.float32)
+    assert_exact_but_for_rounding(logits, matrix, x)
+    np.testing.assert_array_equal(logits.astype(np.float16), matrix.gemv(x))
 
 
 def test_a_long_row_with_outliers(rng):
@@ -125,3 +141,16 @@ def test_refusals_name_the_value(rng, change, reason):
                           ((shape["K"], np.uint8), (1, np.uint8), (1, np.float16))), shape["group_size"])
     with pytest.raises(KernelError, match=reason):
         matrix.gemv(activations(rng, shape["rows"], shape["K"]))
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"x": 4098}, "x at 0x1002 is not aligned to 16 bytes"),
+    ({"qweight": 4104}, "qweight at 0x1008 is not aligned to 16 bytes"),
+    ({"scales": None}, "x or a tensor of W is null"),
+    ({"logits": 4096}, "one of y and logits must be null"),
+    ({"y": None}, "one of y and logits must be null"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_pointers_are_checked(change, reason):
+    pointers = {"x": 4096, "qweight": 4096, "scales": 4096, "zero_points": 4096, "y": 4096} | change
+    with pytest.raises(KernelError, match=reason):
+        call("edge_awq_int4_gemv", Int4GemvArguments(**pointers, rows=1, K=128, N=16, group_size=128))
