@@ -7,8 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = ("demo_settings.py", "demo_training.py", "hf_folder.py", "muon.py", "random_weights.py",
-           "stdlib_text.py")
+SOURCES = ("demo_settings.py", "demo_training.py", "hf_folder.py", "stdlib_text.py")
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,6 @@ class DemoSettings:
     Attributes:
         context: positions the model is made for; the last phase trains all of them.
         text_size: characters of training text at most.
-        learning_rate: of the blocks' matrices (Muon).
-        embedding_learning_rate: of everything else (Adam).
     """
 
     vocab_size: int = 2048
@@ -40,8 +37,8 @@ class DemoSettings:
     context: int = 512
     text_size: int = 8_000_000
     phases: tuple[Phase, ...] = (Phase(800, 8, 128), Phase(80, 4, 512))
-    learning_rate: float = 0.02
-    embedding_learning_rate: float = 0.01
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
     seed: int = 0
 
     def stamp(self) -> str:

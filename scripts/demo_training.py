@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from demo_settings import DemoSettings
 from edge_awq.model.config import DecoderConfig, parse_config
@@ -21,7 +20,6 @@ from edge_awq.model.decoder import Weights, norm, run_block
 from edge_awq.model.family import Family, find_family
 from edge_awq.progress import Progress
 from hf_folder import hf_config, train_tokenizer, write_text_files
-from muon import Muon
 from random_weights import RandomWeights, stored_name
 from stdlib_text import Corpus, read_corpus
 
@@ -123,21 +121,20 @@ def initial_model(raw_config: dict[str, Any], seed: int) -> Model:
 
 
 def train(model: Model, stream: torch.Tensor, settings: DemoSettings, progress: Progress) -> None:
-    """Change the weights in place: Muon for the blocks' matrices, Adam for the rest. stream [tokens] int64."""
-    matrices = [weight for weights in model.blocks for weight in weights.values() if weight.dim() == 2]
-    others = [weight for weights in model.blocks for weight in weights.values() if weight.dim() == 1]
-    optimizers = (Muon(matrices, lr=settings.learning_rate),
-                  torch.optim.Adam([*model.outer.values(), *others], lr=settings.embedding_learning_rate,
-                                   betas=(0.9, 0.95)))
+    """AdamW with a short warm-up and a cosine decay; the weights are changed in place. stream [tokens] int64."""
+    matrices = [weight for weight in model.parameters() if weight.dim() == 2]
+    vectors = [weight for weight in model.parameters() if weight.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
     total = sum(phase.steps for phase in settings.phases)
-    schedules = [LambdaLR(optimizer, lambda step: learning_rate_share(step, total)) for optimizer in optimizers]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_share(step, total))
     with progress.track("training, steps", total) as advance:
         for windows in batches(stream, settings):
             model.loss(windows).backward()
-            for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
             advance(1)
 
 
