@@ -11,6 +11,10 @@
 #include "include/contract.h"
 #include "int4_matmul/gemv.cu"
 #include "int4_matmul/plan.h"
+#include "norm/norm.cu"
+#include "norm/plan.h"
+#include "sampling/argmax.cu"
+#include "sampling/plan.h"
 
 namespace {
 
@@ -31,8 +35,8 @@ struct Kernel {
 };
 
 template <class Arguments, size_t count>
-int launch(const Kernel<Arguments> (&kernels)[count], const Arguments& arguments, unsigned schedule, Message message) {
-  const edge_awq::Launch planned = plan(arguments);
+int launch(const Kernel<Arguments> (&kernels)[count], const edge_awq::Launch& planned, const Arguments& arguments,
+           unsigned schedule, Message message) {
   if (!planned.refusal.empty()) return fail(message, planned.refusal);
   for (const Kernel<Arguments>& kernel : kernels) {
     if (std::string(kernel.name) != planned.kernel) continue;
@@ -87,7 +91,7 @@ int edge_awq_decode_attention(const edge_awq::DecodeAttentionArguments* argument
       {"decode_attention_96", decode_attention_96},   {"decode_attention_112", decode_attention_112},
       {"decode_attention_128", decode_attention_128}, {"decode_attention_256", decode_attention_256},
   };
-  return launch(kernels, *arguments, schedule, {message, size});
+  return launch(kernels, plan(*arguments), *arguments, schedule, {message, size});
 }
 
 int64_t edge_awq_decode_attention_partial_floats(const edge_awq::DecodeAttentionArguments* arguments) {
@@ -98,9 +102,24 @@ int edge_awq_decode_attention_counters(const edge_awq::DecodeAttentionArguments*
   return edge_awq::decode_attention_counters(*arguments);
 }
 
+int edge_awq_rms_norm(const edge_awq::NormArguments* arguments, unsigned schedule, char* message, size_t size) {
+  static const Kernel<edge_awq::NormArguments> kernels[] = {{"rms_norm", rms_norm}};
+  return launch(kernels, plan_rms_norm(*arguments), *arguments, schedule, {message, size});
+}
+
+int edge_awq_layer_norm(const edge_awq::NormArguments* arguments, unsigned schedule, char* message, size_t size) {
+  static const Kernel<edge_awq::NormArguments> kernels[] = {{"layer_norm", layer_norm}};
+  return launch(kernels, plan_layer_norm(*arguments), *arguments, schedule, {message, size});
+}
+
+int edge_awq_argmax(const edge_awq::ArgmaxArguments* arguments, unsigned schedule, char* message, size_t size) {
+  static const Kernel<edge_awq::ArgmaxArguments> kernels[] = {{"argmax", argmax}};
+  return launch(kernels, plan(*arguments), *arguments, schedule, {message, size});
+}
+
 int edge_awq_fp16_gemv(const edge_awq::Fp16GemvArguments* arguments, unsigned schedule, char* message, size_t size) {
   static const Kernel<edge_awq::Fp16GemvArguments> kernels[] = {{"fp16_gemv", fp16_gemv}};
-  return launch(kernels, *arguments, schedule, {message, size});
+  return launch(kernels, plan(*arguments), *arguments, schedule, {message, size});
 }
 
 int edge_awq_int4_gemv(const edge_awq::Int4GemvArguments* arguments, unsigned schedule, char* message, size_t size) {
@@ -109,7 +128,7 @@ int edge_awq_int4_gemv(const edge_awq::Int4GemvArguments* arguments, unsigned sc
       {"int4_gemv_g64_rows4", int4_gemv_g64_rows4},
       {"int4_gemv_g64_rows8", int4_gemv_g64_rows8},
   };
-  return launch(kernels, *arguments, schedule, {message, size});
+  return launch(kernels, plan(*arguments), *arguments, schedule, {message, size});
 }
 
 }  // extern "C"

@@ -50,14 +50,33 @@ __device__ __forceinline__ float multiply_add(float a, float b, float c) {
 #endif
 }
 
+__device__ __forceinline__ uint32_t as_bits(float value) {
+#ifdef __CUDACC__
+  return __float_as_uint(value);
+#else
+  return bits_from_float(value);
+#endif
+}
+
+__device__ __forceinline__ float as_float(uint32_t bits) {
+#ifdef __CUDACC__
+  return __uint_as_float(bits);
+#else
+  return float_from_bits(bits);
+#endif
+}
+
+__device__ __forceinline__ float minus_infinity() { return as_float(0xff800000u); }
+
 // The larger number; a NaN only if both are.
 __device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
 
-__device__ __forceinline__ float minus_infinity() {
+// Rounded to nearest.
+__device__ __forceinline__ float square_root(float value) {
 #ifdef __CUDACC__
-  return __int_as_float(0xff800000);
+  return __fsqrt_rn(value);
 #else
-  return -INFINITY;
+  return std::sqrt(value);
 #endif
 }
 
@@ -162,6 +181,16 @@ __device__ __forceinline__ T load_constant(const T* address) {
 template <>
 __device__ __forceinline__ Half load_constant<Half>(const Half* address) {
   return {load_constant(&address->bits)};
+}
+
+template <>
+__device__ __forceinline__ Vector load_constant<Vector>(const Vector* address) {
+#ifdef __CUDACC__
+  const uint4 value = __ldg(reinterpret_cast<const uint4*>(address));
+  return {value.x, value.y, value.z, value.w};
+#else
+  return *address;
+#endif
 }
 
 // The block's shared memory, as a T. One T per kernel.

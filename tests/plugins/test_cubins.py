@@ -51,6 +51,11 @@ KERNELS = {
     **{f"decode_attention_{size}": Limits(288, 1, **CACHE) for size in (64, 80, 96, 112, 128)},
     "decode_attention_256": Limits(128, 1, **CACHE),
 }
+SMALL_KERNELS = {  # bound by latency: widths of loads
+    "rms_norm": {"128", "128.CONSTANT"},
+    "layer_norm": {"128", "128.CONSTANT"},
+    "argmax": {"32", "64"},  # logits, candidates
+}
 
 
 @functools.cache
@@ -87,8 +92,18 @@ def test_stays_within_its_limits(architecture, name):
 
 @needs_nvrtc
 @needs_disassembler
+@pytest.mark.parametrize("name", SMALL_KERNELS)
+@pytest.mark.parametrize("architecture", build_kernels.ARCHITECTURES)
+def test_small_kernels_stay_small(architecture, name):
+    kernel = kernels(architecture)[name]
+    assert kernel.local_bytes == 0 and kernel.registers <= 64
+    assert {width(load) for load in kernel.loads()} == SMALL_KERNELS[name]
+
+
+@needs_nvrtc
+@needs_disassembler
 def test_every_kernel_has_limits():
-    assert set(kernels("sm_80")) == set(KERNELS)
+    assert set(kernels("sm_80")) == {*KERNELS, *SMALL_KERNELS}
 
 
 @needs_nvrtc
