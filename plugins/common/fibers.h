@@ -1,8 +1,9 @@
 // CUDA threads on a CPU: every thread of a block is a fiber (ucontext), so kernels run here from the very same source.
 //
-// A fiber runs until it reaches a barrier or a warp exchange that others have not reached, then the next one runs. The
-// schedule says in which order; a kernel that lacks a barrier gives other results under another schedule, which is how
-// tests find it. Shared memory is filled with NaNs before each block. Blocks run one after another, in one OS thread.
+// A fiber runs until it reaches a barrier or a warp exchange that others have not reached, then its neighbour runs; a
+// warp runs as far as it can, then the next one. The schedule says in which order; a kernel that lacks a barrier gives
+// other results under another schedule, which is how tests find it. Shared memory is filled with NaNs before each
+// block. Blocks run one after another, in one OS thread.
 #pragma once
 
 #include <ucontext.h>
@@ -132,7 +133,7 @@ inline void start_fibers(int threads) {
   }
 }
 
-// The order in which a round resumes the threads: 0 ascending, 1 descending, any other a shuffle seeded by it.
+// The order of blocks, of warps and of lanes: 0 ascending, 1 descending, any other a new shuffle each time, seeded by it.
 class Schedule {
  public:
   Schedule(unsigned kind, unsigned count) : kind_(kind), random_(kind), order_(count) {
@@ -150,17 +151,30 @@ class Schedule {
   std::vector<unsigned> order_;
 };
 
-inline Outcome run_block(int threads, Schedule& schedule) {
+inline void resume(int thread) {
+  if (state.fibers[thread].finished) return;
+  state.current = thread;
+  threadIdx.x = static_cast<unsigned>(thread);
+  swapcontext(&state.scheduler, &self().context);
+}
+
+inline void run_warp(int warp, int threads, Schedule& lanes) {
+  long events_before;
+  do {
+    events_before = state.events;
+    for (unsigned lane : lanes.next()) {
+      const int thread = warp * kWarpSize + static_cast<int>(lane);
+      if (thread < threads) resume(thread);
+    }
+  } while (state.events != events_before);
+}
+
+inline Outcome run_block(int threads, Schedule& warps, Schedule& lanes) {
   std::memset(state.shared, 0xff, kSharedBytes);  // NaN as half and as float, -1 as an integer
   start_fibers(threads);
   while (state.finished < threads) {
     const long events_before = state.events;
-    for (unsigned thread : schedule.next()) {
-      if (state.fibers[thread].finished) continue;
-      state.current = static_cast<int>(thread);
-      threadIdx.x = thread;
-      swapcontext(&state.scheduler, &self().context);
-    }
+    for (unsigned warp : warps.next()) run_warp(static_cast<int>(warp), threads, lanes);
     if (state.events == events_before) return Outcome::kDeadlock;
   }
   return Outcome::kFinished;
@@ -171,10 +185,10 @@ inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std:
   gridDim = {blocks};
   blockDim = {threads};
   state.body = std::move(body);
-  Schedule block_schedule(schedule, blocks), thread_schedule(schedule, threads);
-  for (unsigned block : block_schedule.next()) {
+  Schedule in_grid(schedule, blocks), warps(schedule, (threads + kWarpSize - 1) / kWarpSize), lanes(schedule, kWarpSize);
+  for (unsigned block : in_grid.next()) {
     blockIdx.x = block;
-    if (run_block(static_cast<int>(threads), thread_schedule) == Outcome::kDeadlock) return Outcome::kDeadlock;
+    if (run_block(static_cast<int>(threads), warps, lanes) == Outcome::kDeadlock) return Outcome::kDeadlock;
   }
   return Outcome::kFinished;
 }
