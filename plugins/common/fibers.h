@@ -133,7 +133,8 @@ inline void start_fibers(int threads) {
   }
 }
 
-// The order of blocks, of warps and of lanes: 0 ascending, 1 descending, any other a new shuffle each time, seeded by it.
+// The order of blocks, of warps and of lanes: 0 ascending, 1 descending, any other a new shuffle each time, from that
+// seed.
 class Schedule {
  public:
   Schedule(unsigned kind, unsigned count) : kind_(kind), random_(kind), order_(count) {
@@ -185,7 +186,8 @@ inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std:
   gridDim = {blocks};
   blockDim = {threads};
   state.body = std::move(body);
-  Schedule in_grid(schedule, blocks), warps(schedule, (threads + kWarpSize - 1) / kWarpSize), lanes(schedule, kWarpSize);
+  Schedule in_grid(schedule, blocks), lanes(schedule, kWarpSize);
+  Schedule warps(schedule, (threads + kWarpSize - 1) / kWarpSize);
   for (unsigned block : in_grid.next()) {
     blockIdx.x = block;
     if (run_block(static_cast<int>(threads), warps, lanes) == Outcome::kDeadlock) return Outcome::kDeadlock;
