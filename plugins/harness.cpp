@@ -11,6 +11,8 @@
 #include "include/contract.h"
 #include "int4_matmul/gemv.cu"
 #include "int4_matmul/plan.h"
+#include "int8_matmul/gemv.cu"
+#include "int8_matmul/plan.h"
 #include "norm/norm.cu"
 #include "norm/plan.h"
 #include "sampling/argmax.cu"
@@ -128,6 +130,11 @@ int edge_awq_int4_gemv(const edge_awq::Int4GemvArguments* arguments, unsigned sc
       {"int4_gemv_g64_rows4", int4_gemv_g64_rows4},
       {"int4_gemv_g64_rows8", int4_gemv_g64_rows8},
   };
+  return launch(kernels, plan(*arguments), *arguments, schedule, {message, size});
+}
+
+int edge_awq_int8_gemv(const edge_awq::Int8GemvArguments* arguments, unsigned schedule, char* message, size_t size) {
+  static const Kernel<edge_awq::Int8GemvArguments> kernels[] = {{"int8_gemv", int8_gemv}};
   return launch(kernels, plan(*arguments), *arguments, schedule, {message, size});
 }
 

@@ -135,23 +135,27 @@ __device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
 #endif
 }
 
-// The low halves of a and b as a pair.
-__device__ __forceinline__ HalfPair low_halves(HalfPair a, HalfPair b) {
+// Four of the eight bytes of a (0 to 3) and b (4 to 7); digit i of the selection says which becomes byte i.
+template <uint32_t kSelection>
+__device__ __forceinline__ uint32_t select_bytes(uint32_t a, uint32_t b) {
 #ifdef __CUDACC__
-  return __byte_perm(a, b, 0x5410);
+  return __byte_perm(a, b, kSelection);
 #else
-  return (a & 0xffffu) | b << 16;
+  const uint32_t words[2] = {a, b};
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t source = kSelection >> 4 * i & 7u;
+    result |= (words[source / 4] >> source % 4 * 8 & 0xffu) << 8 * i;
+  }
+  return result;
 #endif
 }
 
+// The low halves of a and b as a pair.
+__device__ __forceinline__ HalfPair low_halves(HalfPair a, HalfPair b) { return select_bytes<0x5410>(a, b); }
+
 // The high halves of a and b as a pair.
-__device__ __forceinline__ HalfPair high_halves(HalfPair a, HalfPair b) {
-#ifdef __CUDACC__
-  return __byte_perm(a, b, 0x7632);
-#else
-  return a >> 16 | (b & 0xffff0000u);
-#endif
-}
+__device__ __forceinline__ HalfPair high_halves(HalfPair a, HalfPair b) { return select_bytes<0x7632>(a, b); }
 
 // ---- memory ----
 

@@ -104,8 +104,8 @@ class Fp16Matrix:
         return y
 
 
-class Int4GemvArguments(ctypes.Structure):
-    """As in int4_matmul/kernel.h."""
+class IntGemvArguments(ctypes.Structure):
+    """As in int4_matmul/kernel.h and int8_matmul/kernel.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "qweight", "scales", "zero_points", "bias", "y", "logits")),
@@ -114,24 +114,26 @@ class Int4GemvArguments(ctypes.Structure):
 
 
 @dataclass(frozen=True)
-class Int4Matrix:
-    """W [N, K] as integers and as stored.
+class IntMatrix:
+    """W [N, K] as integers.
 
     Attributes:
-        q: uint8 [N, K], 0 to 15.
-        zeros: uint8 [N, groups], 0 to 15.
+        q: uint8 [N, K].
+        zeros: uint8 [N, groups].
         scales: float16 [N, groups].
         group_size: weights per group; the last group of a row may be shorter.
+        bits: 4 (q and zeros are 0 to 15) or 8.
     """
 
     q: np.ndarray
     zeros: np.ndarray
     scales: np.ndarray
     group_size: int
+    bits: int = 4
 
     @property
     def weights(self) -> np.ndarray:
-        """float64 [N, K]: exact, for scale and q - zero have 11 and 5 bits."""
+        """float64 [N, K]: exact, for scale and q - zero have 11 and at most 9 bits."""
         spread = [np.repeat(each.astype(np.float64), self.group_size, axis=1)[:, : self.q.shape[1]]
                   for each in (self.zeros, self.scales)]
         return (self.q - spread[0]) * spread[1]
@@ -140,10 +142,12 @@ class Int4Matrix:
              dtype: type = np.float16) -> np.ndarray:
         """y [rows, N] float16 (or float32) of x [rows, K] float16, by the kernel."""
         y = poisoned(len(x), len(self.q), dtype=dtype)
-        tensors = [guarded(each) for each in (x, pack(self.q), self.scales, pack(self.zeros))]
+        stored = pack if self.bits == 4 else np.asarray
+        tensors = [guarded(each) for each in (x, stored(self.q), self.scales, stored(self.zeros))]
         guarded_bias = None if bias is None else guarded(bias)
         pointers = map(pointer, (*tensors, guarded_bias, *half_or_float(y)))
-        call("edge_awq_int4_gemv", Int4GemvArguments(*pointers, len(x), *self.q.shape[::-1], self.group_size), schedule)
+        shape = (len(x), *self.q.shape[::-1], self.group_size)
+        call(f"edge_awq_int{self.bits}_gemv", IntGemvArguments(*pointers, *shape), schedule)
         return y
 
 
@@ -153,14 +157,15 @@ def pack(nibbles: np.ndarray) -> np.ndarray:
     return padded[:, 0::2] | padded[:, 1::2] << 4
 
 
-def random_matrix(rng: np.random.Generator, N: int, K: int, group_size: int) -> Int4Matrix:
-    """Any nibble, any zero point, scales over two orders of magnitude."""
+def random_matrix(rng: np.random.Generator, N: int, K: int, group_size: int, bits: int = 4) -> IntMatrix:
+    """Any integer, any zero point, scales over two orders of magnitude."""
     groups = -(-K // group_size)
-    return Int4Matrix(
-        rng.integers(0, 16, (N, K), dtype=np.uint8),
-        rng.integers(0, 16, (N, groups), dtype=np.uint8),
+    return IntMatrix(
+        rng.integers(0, 2**bits, (N, K), dtype=np.uint8),
+        rng.integers(0, 2**bits, (N, groups), dtype=np.uint8),
         np.exp(rng.uniform(np.log(1e-4), np.log(1e-2), (N, groups))).astype(np.float16),
         group_size,
+        bits,
     )
 
 
@@ -186,7 +191,7 @@ def activations(rng: np.random.Generator, rows: int, K: int, outliers: int = 0) 
     return x.astype(np.float16)
 
 
-def assert_product(y: np.ndarray, matrix: Int4Matrix | Fp16Matrix, x: np.ndarray, roundings: int,
+def assert_product(y: np.ndarray, matrix: IntMatrix | Fp16Matrix, x: np.ndarray, roundings: int,
                    bias: np.ndarray | float = 0.0) -> None:
     """y [rows, N] is x @ W.T + bias but for that many roundings in fp32, and one to y's own type."""
     exact = x.astype(np.float64) @ matrix.weights.T + bias

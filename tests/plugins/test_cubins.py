@@ -40,13 +40,14 @@ class Limits:
     cold_loads: frozenset[str] = frozenset({"U16"})
 
 
-INT4_LOADS = frozenset({"128", "U16.CONSTANT", "U8.CONSTANT"})
+INT_LOADS = frozenset({"128", "U16.CONSTANT", "U8.CONSTANT"})
 CACHE = {"lane_values": 8, "instructions": 4.0, "streamed": "128", "other_loads": frozenset(),
          "cold_loads": frozenset({"U16", "32", "64"})}
 KERNELS = {
-    "int4_gemv_g128": Limits(256, 3, 32, 3.0, other_loads=INT4_LOADS),
-    "int4_gemv_g64_rows4": Limits(256, 3, 32, 3.0, other_loads=INT4_LOADS),
-    "int4_gemv_g64_rows8": Limits(256, 2, 32, 4.0, other_loads=INT4_LOADS),
+    "int4_gemv_g128": Limits(256, 3, 32, 3.0, other_loads=INT_LOADS),
+    "int4_gemv_g64_rows4": Limits(256, 3, 32, 3.0, other_loads=INT_LOADS),
+    "int4_gemv_g64_rows8": Limits(256, 2, 32, 4.0, other_loads=INT_LOADS),
+    "int8_gemv": Limits(256, 3, 16, 3.0, other_loads=INT_LOADS),
     "fp16_gemv": Limits(256, 2, 8, 3.0),
     **{f"decode_attention_{size}": Limits(288, 1, **CACHE) for size in (64, 80, 96, 112, 128)},
     "decode_attention_256": Limits(128, 1, **CACHE),

@@ -5,8 +5,8 @@ import pytest
 import torch
 from kernel_harness import (
     SCHEDULES,
-    Int4GemvArguments,
-    Int4Matrix,
+    IntGemvArguments,
+    IntMatrix,
     KernelError,
     activations,
     assert_product,
@@ -50,7 +50,7 @@ def test_every_nibble_with_every_zero_point_in_every_place(group_size):
     value, zero = np.divmod(np.arange(256), 16)
     q = ((value[:, None] + place) % 16).astype(np.uint8)  # every value in every place, for every zero point
     zeros = np.repeat(zero[:, None], 128 // group_size, axis=1).astype(np.uint8)
-    matrix = Int4Matrix(q, zeros, np.full(zeros.shape, 0.25, np.float16), group_size)
+    matrix = IntMatrix(q, zeros, np.full(zeros.shape, 0.25, np.float16), group_size)
     for places in place.reshape(-1, 8):
         x = np.zeros((8, 128), np.float16)
         x[np.arange(8), places] = 2
@@ -122,7 +122,7 @@ def test_reads_what_quantize_packs(rng, group_size):
     groups = packed.scales.shape[1]
     unpacked = [np.stack([each & 15, each >> 4], 2).reshape(24, -1) for each in (packed.qweight.numpy(),
                                                                                  packed.zero_points.numpy())]
-    matrix = Int4Matrix(unpacked[0], unpacked[1][:, :groups], packed.scales.numpy(), group_size)
+    matrix = IntMatrix(unpacked[0], unpacked[1][:, :groups], packed.scales.numpy(), group_size)
     np.testing.assert_array_equal(matrix.weights.astype(np.float32), dequantize(packed).numpy())
     x = activations(rng, 2, 384)
     assert_exact_but_for_rounding(matrix.gemv(x), matrix, x)
@@ -137,7 +137,7 @@ def test_reads_what_quantize_packs(rng, group_size):
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_refusals_name_the_value(rng, change, reason):
     shape = {"rows": 1, "N": 4, "K": 128, "group_size": 128} | change
-    matrix = Int4Matrix(*(np.zeros((shape["N"], width), kind) for width, kind in
+    matrix = IntMatrix(*(np.zeros((shape["N"], width), kind) for width, kind in
                           ((shape["K"], np.uint8), (1, np.uint8), (1, np.float16))), shape["group_size"])
     with pytest.raises(KernelError, match=reason):
         matrix.gemv(activations(rng, shape["rows"], shape["K"]))
@@ -153,4 +153,4 @@ def test_refusals_name_the_value(rng, change, reason):
 def test_pointers_are_checked(change, reason):
     pointers = {"x": 4096, "qweight": 4096, "scales": 4096, "zero_points": 4096, "y": 4096} | change
     with pytest.raises(KernelError, match=reason):
-        call("edge_awq_int4_gemv", Int4GemvArguments(**pointers, rows=1, K=128, N=16, group_size=128))
+        call("edge_awq_int4_gemv", IntGemvArguments(**pointers, rows=1, K=128, N=16, group_size=128))

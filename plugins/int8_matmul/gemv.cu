@@ -1,0 +1,91 @@
+// int8 weights times 1 to 8 rows of fp16 activations: the head, where 4 bits would change too many tokens.
+//
+// The bound it chases: every weight is read from memory once, 8.19 bits each (group 128: byte, 1/128 scale, 1/128 zero
+// point), so time >= N * K * 8.19 / 8 / bandwidth.
+//
+// Who reads what. As in int4_matmul/gemv.cu a block computes 16 values of N and its 8 warps take turns along K. A chunk
+// is 64 weights of each row, 64 bytes; lane 4 * row + quarter reads the 16 bytes at 16 * quarter, for rows n and n + 8.
+// A chunk lies in one group, be it of 64 or 128.
+//
+// A byte put below 0x64 is the half 1024 + q, and 1024 + zero is taken off again, exactly; two bytes at a time:
+//
+//   word     q3 q2 q1 q0      ->      64 q1 64 q0  and  64 q3 64 q2
+//
+// A product over 16 k takes from each lane four weights of either row, a word, and the same four activations.
+//
+// Sums: fp32 over a chunk on the tensor core, fp32 over chunks per warp, then over warps, always in the same order.
+#include "../common/gemv.h"
+#include "kernel.h"
+
+namespace edge_awq {
+
+struct Int8Gemv {
+  static constexpr int kChunk = 64;        // weights of a row that a warp multiplies at once
+  static constexpr int kLaneWeights = 16;  // of those, one lane's
+  static constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
+
+  // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
+  struct Packed {
+    Vector weights[2];
+    Half scales[2];
+    uint8_t zeros[2];
+  };
+
+  const Int8GemvArguments& a;
+  const int lane = threadIdx.x % kWarpSize;
+  const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
+  const int chunks = a.K / kChunk;
+  const int group_chunks = a.group_size / kChunk, groups = (chunks + group_chunks - 1) / group_chunks;
+  const int64_t n[2] = {gemv_weight_row(row, a.N), gemv_weight_row(row + 8, a.N)};
+
+  __device__ __forceinline__ int lane_k(int chunk) const { return chunk * kChunk + quarter * kLaneWeights; }
+
+  __device__ __forceinline__ Packed load(int chunk) const {
+    Packed packed;
+    const int group = group_chunks == 1 ? chunk : chunk / 2;
+    for (int half = 0; half < 2; ++half) {
+      packed.weights[half] = load_streamed(a.qweight + n[half] * a.K + lane_k(chunk));
+      packed.scales[half] = load_constant(a.scales + n[half] * groups + group);
+      packed.zeros[half] = load_constant(a.zero_points + n[half] * groups + group);
+    }
+    return packed;
+  }
+
+  // Four weights minus their zero point, in order.
+  __device__ __forceinline__ static void unpack(uint32_t word, uint32_t zero, HalfPair (&weights)[2]) {
+    const HalfPair from = 0x64006400u + zero * 0x00010001u;  // 1024 + zero
+    weights[0] = subtract(select_bytes<0x4140>(word, 0x64646464u), from);
+    weights[1] = subtract(select_bytes<0x4342>(word, 0x64646464u), from);
+  }
+
+  __device__ __forceinline__ void multiply(int chunk, const Packed& packed, float (&sums)[1][4]) const {
+    Vector x[2];
+    const Vector* source = reinterpret_cast<const Vector*>(a.x + static_cast<int64_t>(row) * a.K + lane_k(chunk));
+    for (int i = 0; i < 2; ++i) x[i] = row < a.rows ? source[i] : Vector{0, 0, 0, 0};
+    float products[4] = {};
+    for (int i = 0; i < 4; ++i) {
+      HalfPair upper[2], lower[2];
+      unpack(packed.weights[0].word[i], packed.zeros[0], upper);
+      unpack(packed.weights[1].word[i], packed.zeros[1], lower);
+      multiply_16x8x16(products, {upper[0], lower[0], upper[1], lower[1]},
+                       {x[i / 2].word[i % 2 * 2], x[i / 2].word[i % 2 * 2 + 1]});
+    }
+    for (int i = 0; i < 4; ++i) sums[0][i] = multiply_add(to_float(packed.scales[i / 2]), products[i], sums[0][i]);
+  }
+
+  __device__ __forceinline__ void run() const {
+    auto& shared = block_shared<GemvSums<1, 8>>();
+    float sums[1][4] = {};
+    multiply_chunks<kAhead>(*this, chunks, sums);
+    shared.put(sums);
+    __syncthreads();
+    shared.store(a);
+  }
+};
+
+}  // namespace edge_awq
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 3)  // 72 KiB on their way per multiprocessor
+int8_gemv(const edge_awq::Int8GemvArguments a) {
+  edge_awq::Int8Gemv{a}.run();
+}
