@@ -354,6 +354,9 @@ def test_weights_that_are_cut_short_stop_the_compiler_and_leave_nothing(tmp_path
 def test_compiler_names_what_is_missing(tmp_path):
     with pytest.raises(EdgeAwqError, match=r"model\.onnx: cannot be read"):
         compile_bundle(tmp_path, IDS)
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(EdgeAwqError, match=r"model\.onnx: cannot be read"):
+        compile_bundle(tmp_path, IDS)
     build(tmp_path, "llama3")
     with pytest.raises(EdgeAwqError, match="no tokens"):
         compile_bundle(tmp_path, [])

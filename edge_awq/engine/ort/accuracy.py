@@ -3,7 +3,7 @@
 With accuracy level 4 the kernel rounds its activations to int8, one scale per group of weights. That is several times
 as fast as float32 activations, and harmless while a group's values are of one size; a group in which one value dwarfs
 the others keeps little of them. So a probe of real tokens is run through the graph with float32 activations, and beside
-each matmul runs its int8 twin on the same input.
+each matmul runs its int8 twin on the same input, with the kernels of the machine that compiles.
 """
 
 from __future__ import annotations

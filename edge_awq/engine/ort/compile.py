@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError
 
 from edge_awq.bundle import ENGINES, GRAPH, WEIGHTS, write_bytes
 from edge_awq.engine.ort.accuracy import LIMIT, AccuracyReport, above_limit, compare, run_probe, set_levels
@@ -43,7 +44,7 @@ def compile_bundle(folder: Path, probe: Sequence[int], limit: float = LIMIT) -> 
         raise EdgeAwqError("no tokens to check the compiled graph with", hint="give a longer calibration text")
     try:
         canonical = onnx.load(graph, load_external_data=False)
-    except (OSError, onnx.onnx_cpp2py_export.checker.ValidationError, ValueError) as error:
+    except (OSError, DecodeError) as error:
         raise EdgeAwqError(f"{graph}: cannot be read ({error})", hint="build the bundle again") from error
     lowered, lowering = lower(canonical)
     exact = run_probe(lowered, weights, probe)
