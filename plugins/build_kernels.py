@@ -13,6 +13,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,15 +74,19 @@ class Nvrtc:
             raise BuildError(f"NVRTC: {self.library.nvrtcGetErrorString(status).decode()}")
 
 
-def build_cubins(folder: Path) -> list[Path]:
-    """Writes ``<op>_<file>.<architecture>.cubin`` (and ``.ptx``) into ``folder``."""
+def build_cubins(folder: Path, architectures: Sequence[str] = (*ARCHITECTURES, PTX_ARCHITECTURE)) -> list[Path]:
+    """Writes ``<op>_<file>.<architecture>.cubin``, or ``.ptx`` for a ``compute_*``, into ``folder``.
+
+    Raises:
+        BuildError: NVRTC is not installed, or a kernel does not compile.
+    """
     nvrtc = Nvrtc.find()
     if nvrtc is None:
         raise BuildError(f"NVRTC is not installed: pip install {NVRTC_REQUIREMENT}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for source in KERNELS:
-        for architecture in (*ARCHITECTURES, PTX_ARCHITECTURE):
+        for architecture in architectures:
             suffix = "cubin" if architecture.startswith("sm_") else "ptx"
             path = folder / f"{source.parent.name}_{source.stem}.{architecture}.{suffix}"
             path.write_bytes(nvrtc.compile(source, architecture))
@@ -90,13 +95,21 @@ def build_cubins(folder: Path) -> list[Path]:
 
 
 def build_cpu(folder: Path) -> Path:
-    """The library of all kernels for the CPU (``harness.cpp``)."""
+    """The library of all kernels for the CPU (``harness.cpp``).
+
+    Raises:
+        BuildError: as compile_cpp() does.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     return compile_cpp(HERE / "harness.cpp", folder / HARNESS)
 
 
 def compile_cpp(source: Path, library: Path) -> Path:
-    """A shared library from one C++17 source that runs kernels on fibers, with ``$CXX`` or g++."""
+    """A shared library from one C++17 source that runs kernels on fibers, with ``$CXX`` or g++.
+
+    Raises:
+        BuildError: there is no compiler, or it refuses the source.
+    """
     compiler = os.environ.get("CXX", "g++")
     options = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     try:

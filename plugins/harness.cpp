@@ -82,6 +82,9 @@ const char* edge_awq_contract() {
   return text.c_str();
 }
 
+// What load_streamed() has read in the last launch.
+int64_t edge_awq_streamed_bytes() { return fibers::state.streamed_bytes; }
+
 float edge_awq_float_from_half(uint16_t bits) { return edge_awq::float_from_half({bits}); }
 
 uint16_t edge_awq_half_from_float(float value) { return edge_awq::half_from_float(value).bits; }

@@ -168,6 +168,7 @@ __device__ __forceinline__ Vector load_streamed(const void* address) {
                : "l"(address));
   return value;
 #else
+  fibers::state.streamed_bytes += sizeof(Vector);
   return *static_cast<const Vector*>(address);
 #endif
 }
@@ -269,7 +270,7 @@ __device__ __forceinline__ void let_next_kernel_start() {
 //   a[i]: row (row + 8 * (i % 2)), k (2 * pair + 8 * (i / 2)) and the next
 //   b[i]: k (2 * pair + 8 * i) and the next, column row
 //   d[i]: row (row + 8 * (i / 2)), column (2 * pair + i % 2)
-// A GPU adds the exact products with at least fp32's bits, in an order of its own; here: one by one, rounded to fp32.
+// A GPU adds the exact products in an order of its own and cuts the sum to fp32, where this rounds after each.
 __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const HalfPair (&a)[4], const HalfPair (&b)[2]) {
 #ifdef __CUDACC__
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "

@@ -59,6 +59,7 @@ struct State {
   Barrier block;
   int current = 0, finished = 0;
   long events = 0;  // barriers released and fibers finished; a round without any is a deadlock
+  int64_t streamed_bytes = 0;  // of the last launch, counted by what loads them
   std::function<void()> body;
   alignas(256) unsigned char shared[kSharedBytes];
 };
@@ -183,6 +184,7 @@ inline Outcome run_block(int threads, Schedule& warps, Schedule& lanes) {
 
 // Runs body() as every thread of `blocks` blocks of `threads`. On a deadlock the launch is abandoned.
 inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std::function<void()> body) {
+  state.streamed_bytes = 0;
   gridDim = {blocks};
   blockDim = {threads};
   state.body = std::move(body);

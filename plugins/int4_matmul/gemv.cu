@@ -75,8 +75,7 @@ struct Int4Gemv {
   const int groups = (a.K + kGroupSize - 1) / kGroupSize, zero_bytes = (groups + 1) / 2;  // per row of W
   const int64_t n[2] = {gemv_weight_row(row, a.N), gemv_weight_row(row + 8, a.N)};
 
-  // In a ragged last chunk the lanes past the end read the lane's weights of the first half again, and the last
-  // group's scale; their activations are zero.
+  // In a ragged last chunk the lanes past the end read what those of its first half read; their activations are zero.
   __device__ __forceinline__ Packed load(int chunk) const {
     Packed packed;
     const int k = chunk * kChunk + quarter * kLaneWeights, inside = k < a.K ? k : k - kChunk / 2;

@@ -35,6 +35,7 @@ def library() -> ctypes.CDLL:
     lib.edge_awq_contract.restype = ctypes.c_char_p
     lib.edge_awq_float_from_half.restype = ctypes.c_float
     lib.edge_awq_decode_attention_partial_floats.restype = ctypes.c_int64
+    lib.edge_awq_streamed_bytes.restype = ctypes.c_int64
     lib.edge_awq_half_from_float.restype = ctypes.c_uint16
     lib.edge_awq_half_from_float.argtypes = [ctypes.c_float]
     return lib

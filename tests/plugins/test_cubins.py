@@ -63,9 +63,7 @@ SMALL_KERNELS = {  # bound by latency: widths of loads
 def kernels(architecture):
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for source in build_kernels.KERNELS:
-            path = Path(folder) / "kernel.cubin"
-            path.write_bytes(build_kernels.Nvrtc.find().compile(source, architecture))
+        for path in build_kernels.build_cubins(Path(folder), [architecture]):
             found |= sass.read_cubin(path)
     return found
 
@@ -108,9 +106,12 @@ def test_every_kernel_has_limits():
 
 
 @needs_nvrtc
-def test_ptx_for_newer_gpus():
-    for source in build_kernels.KERNELS:
-        ptx = build_kernels.Nvrtc.find().compile(source, build_kernels.PTX_ARCHITECTURE).decode()
+def test_ptx_for_newer_gpus(tmp_path):
+    files = build_kernels.build_cubins(tmp_path, [build_kernels.PTX_ARCHITECTURE])
+    assert [path.name for path in files] == [
+        f"{source.parent.name}_{source.stem}.compute_90.ptx" for source in build_kernels.KERNELS]
+    for path in files:
+        ptx = path.read_text()
         assert ".target sm_90" in ptx and ".entry" in ptx
 
 
@@ -126,3 +127,15 @@ def test_command_line_builds_for_the_cpu(tmp_path):
     script = PLUGINS / "build_kernels.py"
     built = subprocess.run([script, "cpu", "-o", tmp_path], check=True, capture_output=True, text=True).stdout
     assert Path(built.strip()) == tmp_path / build_kernels.HARNESS and (tmp_path / build_kernels.HARNESS).exists()
+
+
+def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(build_kernels.BuildError, match="no-such-compiler is not installed"):
+        build_kernels.build_cpu(tmp_path)
+
+
+def test_a_missing_nvrtc_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_kernels.Nvrtc, "find", lambda: None)
+    with pytest.raises(build_kernels.BuildError, match=build_kernels.NVRTC_REQUIREMENT):
+        build_kernels.build_cubins(tmp_path)
