@@ -1,4 +1,4 @@
-"""AWQ (arXiv 2306.00978), one block at a time: observe -> search scales -> fold -> search ranges -> keep the better.
+"""AWQ (arXiv 2306.00978), one block at a time: observe -> search scales -> fold -> search ranges -> keep the best.
 
 A block's inputs come from the full-precision outputs of the block before, as in llm-awq. Nothing depends on what was
 quantized before, and samples are drawn from a seed and the block's number, so a build that goes on after a kill gives
@@ -17,7 +17,7 @@ from edge_awq.model.config import DecoderConfig
 from edge_awq.model.decoder import Decoder, Linear, Weights, norm, plain_linear, run_block
 from edge_awq.model.family import Fold
 from edge_awq.quantize.int4 import HALF_MAX, IntGrid
-from edge_awq.quantize.judge import Judged, judged_attention, judged_linears, judged_mlp
+from edge_awq.quantize.judge import Judged, beginning, judged_attention, judged_linears, judged_mlp
 from edge_awq.quantize.report import BlockReport
 from edge_awq.quantize.stats import InputStats
 from edge_awq.quantize.unit import Trial, Unit, choose, quantize_unit
@@ -25,9 +25,9 @@ from edge_awq.target import QuantSpec
 
 PRECISIONS = ("w4a16", "fp16")
 RECIPES = ("awq", "rtn")
-SEARCH_TOKENS = 512  # of all the calibration text, on which the scales of linears are searched
-TRIAL_TOKENS = 1024  # in whole sequences, on which a block with AWQ is held against plain rounding
-HEAD_TOKENS = 256  # for both in the head, whose outputs are many
+SEARCH_TOKENS = 512  # out of all calibration text: on these the scales of the MLP and of single linears are judged
+HEAD_TOKENS = 256  # the same for the head, whose outputs are many
+TRIAL_WORK = 5e10  # multiplications when a block with AWQ is held against one with plain rounding: about a second
 
 
 @dataclass(frozen=True)
@@ -94,17 +94,16 @@ def quantize_block(
         return QuantizedBlock(plain.tensors(), BlockReport(name, "rtn", clipped=plain.clipped)), None
     generator = torch.Generator().manual_seed(settings.seed + index)
     stats, outputs = _observe(unit, hidden, generator)
-    sequences, tokens, _ = hidden.shape
-    picked = torch.randperm(sequences, generator=generator)[: max(1, TRIAL_TOKENS // tokens)]
-    trial = Trial(hidden[picked], outputs[picked], _square(outputs[picked] - hidden[picked]))
+    tokens = beginning(hidden, sum(tensor.numel() for tensor in weights.values()), TRIAL_WORK)
+    trial = Trial(hidden[:, :tokens], outputs[:, :tokens])
 
     def judge(fold: Fold, seen: dict[str, InputStats]) -> Judged:
         if fold.source == "attn_norm":
-            return judged_attention(decoder.config, index, weights, hidden, generator)
-        sample = seen[fold.linears[0]].sample
+            return judged_attention(decoder.config, index, weights, hidden)
+        x = seen[fold.linears[0]].sample
         if fold.source == "mlp_norm":
-            return judged_mlp(decoder.config, weights, sample, seen[unit.input_of("down")].mean_square)
-        return judged_linears(weights, fold.linears, sample, generator)
+            return judged_mlp(decoder.config, weights, x, seen[unit.input_of("down")].mean_square)
+        return judged_linears(weights, fold.linears, x, generator)
 
     kept, report = choose(unit, plain, stats, judge, trial)
     return QuantizedBlock(kept.tensors(), report), outputs
@@ -138,10 +137,6 @@ def _sample(hidden: torch.Tensor, count: int, generator: torch.Generator) -> tor
     return sampled
 
 
-def _square(x: torch.Tensor) -> float:
-    return float(x.square().sum(dtype=torch.float64))
-
-
 def quantize_head(decoder: Decoder, hidden: torch.Tensor | None, settings: QuantizeSettings) -> QuantizedBlock:
     """Quantize the head, and fold its scales into the last norm; tensors are named as in the weights file.
 
@@ -168,10 +163,9 @@ def quantize_head(decoder: Decoder, hidden: torch.Tensor | None, settings: Quant
     sampled = _sample(hidden, HEAD_TOKENS, generator)
     observer = unit.observer(sampled)
     for x in hidden.split(1):
-        observer.add("head", norm(decoder.config, "final_norm", x.clone(), weights))
+        observer.count("head", norm(decoder.config, "final_norm", x.clone(), weights))
     inputs = hidden.flatten(0, 1)[sampled][None]
-    outputs = unit.forward(inputs, weights, plain_linear)
-    trial = Trial(inputs, outputs, _square(outputs))
+    trial = Trial(inputs, unit.forward(inputs, weights, plain_linear))
 
     def judge(fold: Fold, seen: dict[str, InputStats]) -> Judged:
         return judged_linears(weights, fold.linears, seen["head"].sample, generator)

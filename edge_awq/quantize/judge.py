@@ -1,14 +1,14 @@
 """Whose output judges the scales of a fold group: the attention's, the MLP's or the linear's own, as in llm-awq.
 
 llm-awq runs the module over all calibration tokens at each of 20 grid points. Here each point has a fixed amount of
-work: as many sequences of the attention, and as many rows of the other linears, as fit into it. Rounding errors of
-different rows are independent, so the error of some tells that of all; of an MLP's inner channels those are taken
-that matter most. Small models fit whole. tests/quantize/test_judge.py holds the choice against llm-awq's.
+work: the attention runs over the beginnings of all sequences, the others over sampled tokens and as many rows as fit
+into it. Rounding errors of different rows are independent, so the error of some tells that of all; of an MLP's inner
+channels those are taken that matter most. Small models fit whole. tests/quantize/test_judge.py holds the choice
+against llm-awq's.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from edge_awq.model.decoder import Weights, attention, mlp, norm
 
 POINT_WORK = 6e9  # multiplications per grid point: about 0.1 s on two cores
 MIN_ROWS = 256
+MIN_BEGINNING = 64  # tokens of each sequence
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,16 @@ class Judged:
     output: Callable[[Weights], torch.Tensor]
 
 
-def judged_attention(
-    config: DecoderConfig, index: int, weights: Weights, hidden: torch.Tensor, generator: torch.Generator
-) -> Judged:
+def beginning(hidden: torch.Tensor, work_per_token: int, work: float = POINT_WORK) -> int:
+    """How many tokens of every sequence in hidden [sequences, tokens, ...] can be run; what follows changes nothing."""
+    affordable = int(work / (work_per_token * hidden.shape[0]))
+    return min(hidden.shape[1], max(MIN_BEGINNING, affordable))
+
+
+def judged_attention(config: DecoderConfig, index: int, weights: Weights, hidden: torch.Tensor) -> Judged:
     """q, k and v by the output of the attention; hidden [sequences, tokens, hidden_size] are inputs of the block."""
-    work = hidden.shape[1] * sum(weights[f"{name}.weight"].numel() for name in ("q", "k", "v", "o"))
-    picked = torch.randperm(len(hidden), generator=generator)[: math.ceil(POINT_WORK / work)]
-    x = norm(config, "attn_norm", hidden[picked], weights)
+    tokens = beginning(hidden, sum(weights[f"{name}.weight"].numel() for name in ("q", "k", "v", "o")))
+    x = norm(config, "attn_norm", hidden[:, :tokens], weights)
     return Judged(_matrices(weights, ("q", "k", "v")), lambda changed: attention(config, index, weights | changed, x))
 
 

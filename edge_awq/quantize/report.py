@@ -11,7 +11,7 @@ class FoldReport:
 
     Attributes:
         ratio: s = mean|x| ** ratio was folded into ``source``; 0 changes nothing; None where nothing was searched.
-        loss_before: squared output error of plain rounding, relative to the output's square, on a sample.
+        loss_before: squared error that plain rounding leaves in the judged output, relative to its square, on a sample.
         loss_after: the same with the scales of ``ratio``.
         skipped: why there was no search; None when there was.
     """
@@ -31,8 +31,8 @@ class BlockReport:
     Attributes:
         name: "blocks.0", "head".
         kept: "awq", "rtn" (plain rounding) or "fp16" (not quantized).
-        loss_rtn: squared error of the block's output with plain rounding, relative to the square of what the block
-            adds to its input, on a sample of the calibration text; None where it was not measured.
+        loss_rtn: squared error of the output with plain rounding, relative to the output's square: mean over some
+            tokens of the calibration text; None where it was not measured.
         loss_awq: the same with AWQ's scales and ranges.
         folds: what the scale search chose.
         clipped: per linear, how many of its weights lie outside the range that was kept.

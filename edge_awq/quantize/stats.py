@@ -47,31 +47,30 @@ class InputObserver:
         self._group_sizes = group_sizes
         self._sampled = sampled
         self._tokens = dict.fromkeys(group_sizes, 0)
-        self._sum_abs: dict[str, torch.Tensor] = {}
-        self._gram: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._samples: dict[str, list[torch.Tensor]] = {name: [] for name in group_sizes}
 
     def linear(self, name: str, x: torch.Tensor, weights: Weights) -> torch.Tensor:
-        """The plain linear; looks at x [..., K] on the way."""
+        """The plain linear; counts its input x [..., K] on the way."""
         if name in self._group_sizes:
-            self.add(name, x)
+            self.count(name, x)
         return plain_linear(name, x, weights)
 
-    def add(self, name: str, x: torch.Tensor) -> None:
+    def count(self, name: str, x: torch.Tensor) -> None:
         """Count the next inputs x [..., K] of the linear ``name``."""
         x = x.flatten(0, -2)
         seen = self._tokens[name]
-        groups = x.unflatten(1, (-1, self._group_sizes[name])).transpose(0, 1)  # [K/g, tokens, g]
-        gram = torch.bmm(groups.transpose(1, 2), groups)
-        sum_abs = x.abs().sum(0)
-        self._sum_abs[name] = self._sum_abs[name] + sum_abs if seen else sum_abs
-        self._gram[name] = self._gram[name].add_(gram) if seen else gram
-        self._samples[name].append(x[self._sampled[seen : seen + len(x)]])
         self._tokens[name] = seen + len(x)
+        self._samples[name].append(x[self._sampled[seen : seen + len(x)]])
+        groups = x.unflatten(1, (-1, self._group_sizes[name])).transpose(0, 1)  # [K/g, tokens, g]
+        sums = x.abs().sum(0), torch.bmm(groups.transpose(1, 2), groups)
+        if seen:
+            sums = tuple(before.add_(new) for before, new in zip(self._sums[name], sums, strict=True))
+        self._sums[name] = sums
 
     def stats(self) -> dict[str, InputStats]:
-        """Means over everything seen so far, by linear."""
+        """Means over everything counted so far, by linear."""
         return {
-            name: InputStats(self._sum_abs[name] / tokens, self._gram[name] / tokens, torch.cat(self._samples[name]))
-            for name, tokens in self._tokens.items()
+            name: InputStats(sum_abs / self._tokens[name], gram / self._tokens[name], torch.cat(self._samples[name]))
+            for name, (sum_abs, gram) in self._sums.items()
         }

@@ -11,7 +11,7 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.layout import plan_layout
 from edge_awq.model.decoder import load_decoder, run_block
 from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head, to_half
-from edge_awq.quantize.unit import fold_scales
+from edge_awq.quantize.unit import fold_scales, requantize
 from edge_awq.target import QuantSpec
 from quantized import AWQ, RTN, quantize_model
 from tiny import ARCHITECTURES, make_tiny
@@ -91,18 +91,35 @@ def test_the_worse_candidate_is_not_kept(tmp_path, monkeypatch):
     assert all(torch.equal(tensor, plain.tensors[name]) for name, tensor in block.tensors.items())
 
 
-def test_reported_losses_are_those_of_what_is_stored(tmp_path):
-    """One sequence, so that the sample is everything; the loss is relative to what the block adds to its input."""
+def test_q_and_k_are_clipped_only_where_the_block_gains(tmp_path, monkeypatch):
     decoder = make(tmp_path)
-    ids = token_ids(decoder, sequences=1)
+    hidden = F.embedding(token_ids(decoder), decoder.embed())
+    found = quantize_block(decoder, 0, hidden, AWQ)[0].report
+    monkeypatch.setattr("edge_awq.quantize.unit.RISKY", ())
+    always = quantize_block(decoder, 0, hidden, AWQ)[0].report
+    monkeypatch.setattr("edge_awq.quantize.unit.RISKY", ("q", "k"))
+    monkeypatch.setattr("edge_awq.quantize.unit.requantize", never_clip(("q", "k")))
+    never = quantize_block(decoder, 0, hidden, AWQ)[0].report
+    assert found.loss_awq == min(always.loss_awq, never.loss_awq)
+    assert (found.clipped["q"] + found.clipped["k"] > 0) == (always.loss_awq < never.loss_awq)
+
+
+def never_clip(linears):
+    """``requantize`` that takes no statistics for some linears."""
+    return lambda unit, candidate, linear, stats: requantize(
+        unit, candidate, linear, None if linear in linears else stats)
+
+
+def test_reported_losses_are_those_of_what_is_stored(tmp_path):
+    decoder = make(tmp_path)
+    ids = token_ids(decoder)
     hidden = F.embedding(ids, decoder.embed())
     expected = run_block(decoder.config, 0, decoder.block(0), hidden)
-    for settings, name in ((AWQ, "loss_awq"), (RTN, "loss_rtn")):
+    report = quantize_block(decoder, 0, hidden, AWQ)[0].report
+    for settings, loss in ((AWQ, report.loss_awq), (RTN, report.loss_rtn)):
         meant = quantize_model(decoder, ids, settings).decoder
-        found = run_block(decoder.config, 0, meant.block(0), hidden)
-        loss = float((found - expected).double().square().sum() / (expected - hidden).double().square().sum())
-        report = quantize_block(decoder, 0, hidden, AWQ)[0].report
-        assert getattr(report, name) == pytest.approx(loss, rel=1e-4)
+        error = (run_block(decoder.config, 0, meant.block(0), hidden) - expected).double()
+        assert loss == pytest.approx(float((error.square().sum(-1) / expected.square().sum(-1)).mean()), rel=1e-4)
 
 
 def test_outputs_are_the_full_precision_inputs_of_the_next_block(tmp_path):
@@ -137,7 +154,7 @@ def test_the_report_is_json(tmp_path):
     table = json.loads(json.dumps(dataclasses.asdict(block.report)))
     assert table["name"] == "blocks.0"
     assert set(table["clipped"]) == set(decoder.family.linears)
-    assert table["clipped"]["q"] == table["clipped"]["k"] == 0
+    assert min(table["clipped"][name] for name in ("o", "gate", "up", "down")) > 0
     folds = {fold["source"]: fold for fold in table["folds"]}
     assert folds["v"]["ratio"] is None and "64 outputs" in folds["v"]["skipped"]
     assert 0 <= folds["up"]["ratio"] < 1
