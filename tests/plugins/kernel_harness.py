@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import os
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 sys.path.insert(0, str(PLUGINS))
@@ -27,9 +30,17 @@ class KernelError(Exception):
     """A launch was refused, or its threads wait for each other; the message is the library's."""
 
 
+def need_compiler() -> None:
+    """Skips the test where no C++ compiler is installed."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no C++ compiler: {compiler} is not installed")
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """Built once per test run."""
+    need_compiler()
     with tempfile.TemporaryDirectory() as folder:
         lib = ctypes.CDLL(str(build_kernels.build_cpu(Path(folder))))
     lib.edge_awq_contract.restype = ctypes.c_char_p

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import sass
-from kernel_harness import PLUGINS, build_kernels
+from kernel_harness import PLUGINS, build_kernels, need_compiler
 
 REGISTERS_PER_SM, REGISTERS_PER_THREAD = 65536, 255
 
@@ -124,6 +124,7 @@ def test_a_source_that_does_not_compile_says_where(tmp_path):
 
 
 def test_command_line_builds_for_the_cpu(tmp_path):
+    need_compiler()
     script = PLUGINS / "build_kernels.py"
     built = subprocess.run([script, "cpu", "-o", tmp_path], check=True, capture_output=True, text=True).stdout
     assert Path(built.strip()) == tmp_path / build_kernels.HARNESS and (tmp_path / build_kernels.HARNESS).exists()

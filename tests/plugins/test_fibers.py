@@ -4,13 +4,14 @@ import ctypes
 
 import numpy as np
 import pytest
-from kernel_harness import SCHEDULES, build_kernels, library
+from kernel_harness import SCHEDULES, build_kernels, library, need_compiler
 
 FINISHED, DEADLOCK = 0, 1
 
 
 @pytest.fixture(scope="module")
 def checks(tmp_path_factory):
+    need_compiler()
     source = build_kernels.HERE.parent / "tests" / "plugins" / "fibers_check.cpp"
     return ctypes.CDLL(str(build_kernels.compile_cpp(source, tmp_path_factory.mktemp("fibers") / "checks.so")))
 
