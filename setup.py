@@ -39,8 +39,12 @@ setup(
     extras_require={
         "quantize": ["torch>=2.4"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.
-        "kernels": ["nvidia-cuda-nvrtc-cu12==12.6.85", "nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm"],
-        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "ruff>=0.9"],
+        "kernels": [
+            "nvidia-cuda-nvrtc-cu12==12.6.85; platform_machine == 'x86_64'",
+            "nvidia-cuda-cuobjdump==13.5.37; platform_machine == 'x86_64'",
+            "nvidia-cuda-nvdisasm==13.5.37; platform_machine == 'x86_64'",
+        ],
+        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11"],
     },
     entry_points={"console_scripts": ["edge-awq = edge_awq.cli:main"]},
 )
