@@ -83,29 +83,19 @@ def quantize_block(
     Raises:
         EdgeAwqError: a weight cannot be stored, or the block's outputs overflow.
     """
-    name, family = f"blocks.{index}", decoder.family
+    name, family, config = f"blocks.{index}", decoder.family, decoder.config
     weights = decoder.block(index)
     if settings.precision == "fp16":
-        return QuantizedBlock(_store_halves(name, weights), BlockReport(name, "fp16")), None
-    forward = partial(_run_block, decoder.config, index)
-    unit = Unit(name, weights, family.linears, family.fold, settings.grid(4), forward)
+        return QuantizedBlock(_store_halves(weights, f"{name}."), BlockReport(name, "fp16")), None
+    unit = Unit(name, weights, family.linears, family.fold, settings.grid(4), partial(_run_block, config, index))
     plain = quantize_unit(unit)
     if not settings.needs_calibration:
         return QuantizedBlock(plain.tensors(), BlockReport(name, "rtn", clipped=plain.clipped)), None
     generator = torch.Generator().manual_seed(settings.seed + index)
     stats, outputs = _observe(unit, hidden, generator)
     tokens = beginning(hidden, sum(tensor.numel() for tensor in weights.values()), TRIAL_WORK)
-    trial = Trial(hidden[:, :tokens], outputs[:, :tokens])
-
-    def judge(fold: Fold, seen: dict[str, InputStats]) -> Judged:
-        if fold.source == "attn_norm":
-            return judged_attention(decoder.config, index, weights, hidden)
-        x = seen[fold.linears[0]].sample
-        if fold.source == "mlp_norm":
-            return judged_mlp(decoder.config, weights, x, seen[unit.input_of("down")].mean_square)
-        return judged_linears(weights, fold.linears, x, generator)
-
-    kept, report = choose(unit, plain, stats, judge, trial)
+    judge = _BlockJudge(config, index, unit, hidden, generator)
+    kept, report = choose(unit, plain, stats, judge, Trial(hidden[:, :tokens], outputs[:, :tokens]))
     return QuantizedBlock(kept.tensors(), report), outputs
 
 
@@ -120,13 +110,31 @@ def _observe(
     observer = unit.observer(_sample(hidden, SEARCH_TOKENS, generator))
     outputs = torch.empty_like(hidden)
     for sequence, x in enumerate(hidden.split(1)):
-        # A copy, so that the bits do not depend on where hidden came from: kernels may treat the alignments of memory
-        # and of a mapped file differently.
-        outputs[sequence] = unit.forward(x.clone(), unit.weights, observer.linear)[0]
+        outputs[sequence] = unit.forward(x, unit.weights, observer.linear)[0]
     if not torch.isfinite(outputs).all():
         raise EdgeAwqError(f"{unit.name}: outputs overflow on the calibration text",
                            hint="the checkpoint is damaged; get another copy")
     return observer.stats(), outputs
+
+
+@dataclass(frozen=True)
+class _BlockJudge:
+    """Judges the fold groups of a block on inputs [sequences, tokens, hidden_size] of it."""
+
+    config: DecoderConfig
+    index: int
+    unit: Unit
+    hidden: torch.Tensor
+    generator: torch.Generator
+
+    def __call__(self, fold: Fold, stats: dict[str, InputStats]) -> Judged:
+        weights = self.unit.weights
+        if fold.source == "attn_norm":
+            return judged_attention(self.config, self.index, weights, self.hidden)
+        x = stats[fold.linears[0]].sample
+        if fold.source == "mlp_norm":
+            return judged_mlp(self.config, weights, x, stats[self.unit.input_of("down")].mean_square)
+        return judged_linears(weights, fold.linears, x, self.generator)
 
 
 def _sample(hidden: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -151,7 +159,7 @@ def quantize_head(decoder: Decoder, hidden: torch.Tensor | None, settings: Quant
     if settings.head_bits == 16:
         if not decoder.tied_head:
             weights["head.weight"] = decoder.head()
-        return QuantizedBlock(_store_halves("head", weights), BlockReport("head", "fp16"))
+        return QuantizedBlock(_store_halves(weights), BlockReport("head", "fp16"))
     weights["head.weight"] = decoder.head()
     fold = Fold("final_norm", ("head",))
     forward = partial(_run_head, decoder.config)
@@ -163,7 +171,7 @@ def quantize_head(decoder: Decoder, hidden: torch.Tensor | None, settings: Quant
     sampled = _sample(hidden, HEAD_TOKENS, generator)
     observer = unit.observer(sampled)
     for x in hidden.split(1):
-        observer.count("head", norm(decoder.config, "final_norm", x.clone(), weights))
+        observer.count("head", norm(decoder.config, "final_norm", x, weights))
     inputs = hidden.flatten(0, 1)[sampled][None]
     trial = Trial(inputs, unit.forward(inputs, weights, plain_linear))
 
@@ -178,10 +186,10 @@ def _run_head(config: DecoderConfig, x: torch.Tensor, weights: Weights, linear: 
     return linear("head", norm(config, "final_norm", x, weights), weights)
 
 
-def _store_halves(prefix: str, weights: Weights) -> dict[str, torch.Tensor]:
-    """Matrices as float16, vectors (gains, biases) as they are."""
+def _store_halves(weights: Weights, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Matrices as float16, vectors (gains, biases) as they are; ``prefix`` is for messages."""
     return {
-        name: to_half(f"{prefix}.{name}", tensor) if tensor.ndim == 2 else tensor for name, tensor in weights.items()
+        name: to_half(f"{prefix}{name}", tensor) if tensor.ndim == 2 else tensor for name, tensor in weights.items()
     }
 
 

@@ -81,6 +81,16 @@ def test_the_choice_is_as_good_as_llm_awqs(block, fold, monkeypatch):
     assert loss(choice.ratio) <= loss(0.0)
 
 
+def test_the_inner_channels_that_add_most_are_taken(block, monkeypatch):
+    monkeypatch.setattr(judge_module, "POINT_WORK", 1)
+    _, weights, _, stats = block
+    inner = stats["down"].sample
+    energy = torch.stack([torch.outer(inner[:, i], weights["down.weight"][:, i]).square().sum() for i in range(768)])
+    largest = energy.argsort(descending=True)[: judge_module.MIN_ROWS]
+    taken = cheap(block, "mlp", samples=128).weights["up.weight"]
+    assert {tuple(row) for row in taken.tolist()} == {tuple(row) for row in weights["up.weight"][largest].tolist()}
+
+
 @pytest.mark.parametrize("fold", FOLDS)
 def test_a_small_model_is_judged_whole(block, fold):
     """Sequences, inner channels and rows are in another order, which no sum of squares sees."""
