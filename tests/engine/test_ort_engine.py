@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,19 @@ def test_cache_costs_memory_only_where_it_is_written(tmp_path):
 def resident_bytes() -> int:
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * 4096
+
+
+@pytest.mark.parametrize("spinning", [False, True])
+def test_idle_threads_leave_the_machine_to_others(spinning, tmp_path):
+    """CPU time of 50 ms in which nothing is asked of the engine: none, unless its threads may spin."""
+    build(tmp_path, "llama3")
+    report = compile_bundle(tmp_path, IDS)
+    settings = EngineSettings(CONTEXT, CONTEXT, SessionSettings(4, spinning))
+    engine = OrtEngine(tmp_path / report.file, tmp_path / "weights.safetensors", settings)
+    engine.prefill(IDS)
+    before = time.process_time()
+    time.sleep(0.05)
+    assert (time.process_time() - before > 2e-3) == spinning
 
 
 def test_running_needs_neither_onnx_nor_torch(tmp_path):
