@@ -32,6 +32,7 @@ from make_random_model import find_shape, make_random_model, shape_names
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".cache" / "bench"
 OURS = "edge-awq"
+PAUSE_S = 0.1  # longer than any engine here lets idle threads spin
 # Peer -> module that must be importable, how bench_models.py calls its format, and the name of the file or folder.
 PEERS = {
     "llama.cpp": ("llama_cpp", "gguf", "q4_0.gguf"),
@@ -172,9 +173,11 @@ def load_times(candidates: list[Candidate], threads: int, context: int) -> dict[
 
 
 def take_turn(workers: dict[str, Worker], order: random.Random, work: Callable[[Worker], Sample]) -> Turn:
-    """Every engine once, in shuffled order."""
-    names = order.sample(list(workers), len(workers))
-    samples = {name: work(workers[name]) for name in names}
+    """Every engine once, in shuffled order, with a pause in which the threads of the one before stop spinning."""
+    samples = {}
+    for name in order.sample(list(workers), len(workers)):
+        time.sleep(PAUSE_S)
+        samples[name] = work(workers[name])
     return {name: samples[name] for name in workers}
 
 
