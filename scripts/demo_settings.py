@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = ("demo_settings.py", "demo_training.py", "hf_folder.py", "stdlib_text.py")
+SOURCES = ("demo_settings.py", "demo_training.py", "hf_folder.py", "random_weights.py", "stdlib_text.py")
 
 
 @dataclass(frozen=True)
