@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from built import GROUP_SIZE, build, build_from, random_ids, relative_l2
@@ -21,7 +22,7 @@ from edge_awq.engine.ort import windows
 from edge_awq.engine.ort.compile import compile_bundle
 from edge_awq.engine.ort.engine import EngineSettings, OrtEngine
 from edge_awq.engine.ort.names import engine_name
-from edge_awq.engine.ort.session import SessionSettings, physical_cores
+from edge_awq.engine.ort.session import SPIN_US, SessionSettings, can_bound_spinning, physical_cores
 from edge_awq.errors import EdgeAwqError
 from edge_awq.model.decoder import logits, norm
 from tiny import ARCHITECTURES, make_tiny
@@ -212,17 +213,25 @@ def resident_bytes() -> int:
     return int(pages) * 4096
 
 
-@pytest.mark.parametrize("spinning", [False, True])
-def test_idle_threads_leave_the_machine_to_others(spinning, tmp_path):
-    """CPU time of 50 ms in which nothing is asked of the engine: none, unless its threads may spin."""
+@pytest.mark.parametrize(("spin_us", "spins"), [(0, False), (SPIN_US, False), (1_000_000, True)])
+def test_idle_threads_leave_the_machine_to_others(spin_us, spins, tmp_path):
+    """CPU time of 50 ms, from 10 ms after a run on: none, unless threads may spin for that long."""
+    if spins and not can_bound_spinning(onnxruntime.__version__):
+        pytest.skip(f"onnxruntime {onnxruntime.__version__} cannot limit spinning, so it never spins")
     build(tmp_path, "llama3")
     report = compile_bundle(tmp_path, IDS)
-    settings = EngineSettings(CONTEXT, CONTEXT, SessionSettings(4, spinning))
+    settings = EngineSettings(CONTEXT, CONTEXT, SessionSettings(4, spin_us))
     engine = OrtEngine(tmp_path / report.file, tmp_path / "weights.safetensors", settings)
     engine.prefill(IDS)
+    time.sleep(0.01)
     before = time.process_time()
     time.sleep(0.05)
-    assert (time.process_time() - before > 2e-3) == spinning
+    assert (time.process_time() - before > 2e-3) == spins
+
+
+@pytest.mark.parametrize(("version", "bounded"), [("1.23.2", False), ("1.25.1", False), ("1.26.0", True)])
+def test_only_a_runtime_that_takes_a_limit_spins(version, bounded):
+    assert can_bound_spinning(version) == bounded
 
 
 def test_running_needs_neither_onnx_nor_torch(tmp_path):

@@ -21,15 +21,12 @@ def compile_bundle(folder: Path, probe: Sequence[int]) -> EngineReport:
     return compiler.compile_bundle(folder, probe)
 
 
-def open_engine(
-    bundle: Bundle, threads: int | None = None, context: int | None = None, spinning: bool = False
-) -> OrtEngine:
+def open_engine(bundle: Bundle, threads: int | None = None, context: int | None = None) -> OrtEngine:
     """The engine of a compiled bundle.
 
     Args:
         threads: None takes one per physical core.
         context: tokens that the KV cache can hold, at most the bundle's; None takes the bundle's.
-        spinning: idle threads wait actively.
 
     Raises:
         EdgeAwqError: an argument is impossible, or the bundle was not compiled for onnxruntime by this version.
@@ -43,5 +40,5 @@ def open_engine(
         raise EdgeAwqError(f"context = {context}, but {bundle.path} was built for {manifest.context} tokens",
                            hint=f"use at most {manifest.context}, or build for a target with a larger max_context")
     settings = EngineSettings(manifest.context if context is None else context, manifest.prefill_chunk,
-                              SessionSettings(threads, spinning))
+                              SessionSettings(threads))
     return OrtEngine(bundle.path / ENGINES / engine_name(bundle.graph), bundle.weights, settings)
