@@ -90,7 +90,7 @@ class Reading:
     """One sample; None is "not measured", never 0.
 
     Attributes:
-        t_ns: when its values were there, CLOCK_MONOTONIC.
+        t_ns: when its values were there, CLOCK_MONOTONIC; began_ns: when the source began to read them.
         rails_mw: milliwatts in the order of Source.rails.
         counter_j: joules that an energy counter has counted since any fixed moment.
         source_uptime_s: the source's own stamp, CLOCK_BOOTTIME.
@@ -98,6 +98,7 @@ class Reading:
     """
 
     t_ns: int
+    began_ns: int
     rails_mw: tuple[float | None, ...]
     counter_j: float | None = None
     source_uptime_s: float | None = None

@@ -42,9 +42,10 @@ class Battery:
 
     def read(self) -> Sequence[Reading]:
         """One sample; plugged in meanwhile, it has no values."""
+        began_ns = time.monotonic_ns()
         plugged_in = not any(_discharging(path) for path in self._folders)
         rails_mw = tuple(None if plugged_in else _power_mw(path) for path in self._folders)
-        return [Reading(time.monotonic_ns(), rails_mw)]
+        return [Reading(time.monotonic_ns(), began_ns, rails_mw)]
 
 
 def _discharging(folder: Path) -> bool:

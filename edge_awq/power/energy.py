@@ -3,6 +3,10 @@
 A phase has a value only when it was measured from its first to its last nanosecond: with a sample before its start and
 one after its end, no hole longer than ``hole_s``, and enough samples. Anything else is None with the reason, because a
 number that is too small would look like a good one.
+
+Power jumps where a phase begins and ends, because work does. So a phase is made of the samples that were begun and done
+inside it, the first and the last held to its ends. Lines to the samples outside would lose step * gap / 6 per end on
+average: 6 % of a 0.4 s prefill at 0.1 s.
 """
 
 from __future__ import annotations
@@ -114,19 +118,23 @@ def _rail_j(curve: _Curve, spans: Sequence[Span], longest_s: float) -> float | N
 
 @dataclass(frozen=True)
 class _Curve:
-    """Values at times, straight between them. t_ns: int64 [N]; values: float64 [N]."""
+    """Values at times, straight between them. t_ns, began_ns: int64 [N]; values: float64 [N]."""
 
     t_ns: np.ndarray
+    began_ns: np.ndarray
     values: np.ndarray
 
     @classmethod
     def of(cls, readings: Sequence[Reading], values: Sequence[float | None]) -> _Curve:
-        pairs = [(reading.t_ns, value) for reading, value in zip(readings, values, strict=True) if value is not None]
-        return cls(np.array([t_ns for t_ns, _ in pairs], np.int64), np.array([value for _, value in pairs], np.float64))
+        known = [(reading.t_ns, reading.began_ns, value)
+                 for reading, value in zip(readings, values, strict=True) if value is not None]
+        t_ns, began_ns, kept = zip(*known, strict=True) if known else ((), (), ())
+        return cls(np.array(t_ns, np.int64), np.array(began_ns, np.int64), np.array(kept, np.float64))
 
     def _bounds(self, span: Span) -> tuple[int, int]:
-        """Of the samples strictly inside, first and behind the last."""
-        return int(np.searchsorted(self.t_ns, span[0], "right")), int(np.searchsorted(self.t_ns, span[1], "left"))
+        """Of the samples inside, first and behind the last."""
+        first = max(np.searchsorted(self.t_ns, span[0], "right"), np.searchsorted(self.began_ns, span[0]))
+        return int(first), int(np.searchsorted(self.t_ns, span[1]))
 
     def count(self, span: Span) -> int:
         first, behind = self._bounds(span)
@@ -149,11 +157,13 @@ class _Curve:
         return float(shared[(shared > 0) & (after - before <= longest_s * 1e9)].sum()) / 1e9
 
     def area(self, span: Span) -> float:
-        """Integral over the span in value * seconds; values at its ends by straight lines."""
+        """Integral over the span in value * seconds: trapezoids, first and last value inside held to the ends."""
         first, behind = self._bounds(span)
+        if first >= behind:  # none inside: the line between the two around it
+            return self._at((span[0] + span[1]) // 2) * (span[1] - span[0]) / 1e9
+        values = self.values[[first, *range(first, behind), behind - 1]]
         # Seconds from the span's start: float64 holds them exactly, which it does not for nanoseconds since boot.
         t_s = (np.concatenate([[span[0]], self.t_ns[first:behind], [span[1]]]) - span[0]) / 1e9
-        values = np.concatenate([[self._at(span[0])], self.values[first:behind], [self._at(span[1])]])
         return float((np.diff(t_s) * (values[1:] + values[:-1])).sum() / 2)
 
     def rise(self, span: Span) -> float:

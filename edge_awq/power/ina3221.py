@@ -60,11 +60,12 @@ class Ina3221:
 
     def read(self) -> Sequence[Reading]:
         """One sample."""
+        began_ns = time.monotonic_ns()
         rails_mw = tuple(channel.read_mw() for channel in self._channels)
         t_ns = time.monotonic_ns()
         gpu_c, junction_c = temperatures_c(self._root)
         gpu_mhz = read_number(self._devfreq / "cur_freq", 1e-6) if self._devfreq else None
-        return [Reading(t_ns, rails_mw, gpu_mhz=gpu_mhz, temp_gpu_c=gpu_c, temp_tj_c=junction_c)]
+        return [Reading(t_ns, began_ns, rails_mw, gpu_mhz=gpu_mhz, temp_gpu_c=gpu_c, temp_tj_c=junction_c)]
 
 
 def _find_channels(root: Path) -> tuple[_Channel, ...]:

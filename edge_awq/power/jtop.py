@@ -98,8 +98,8 @@ class Jtop:
         temperature_c = {name.lower(): zone["temp"] for name, zone in zones if zone.get("online")}
         memory, frequency = values["memory"], gpu.get("freq", {})
         return Reading(
-            t_ns, tuple(power_mw.get(rail) for rail in self._rails), source_uptime_s=uptime_s,
-            gpu_load_pct=gpu.get("status", {}).get("load"),
+            t_ns, _began_ns(t_ns, uptime_s), tuple(power_mw.get(rail) for rail in self._rails),
+            source_uptime_s=uptime_s, gpu_load_pct=gpu.get("status", {}).get("load"),
             gpu_mhz=_scaled(frequency.get("cur"), 1e-3), emc_mhz=_scaled(memory.get("EMC", {}).get("cur"), 1e-3),
             ram_used_bytes=_scaled(memory.get("RAM", {}).get("used"), 1024),
             temp_gpu_c=temperature_c.get("gpu"), temp_tj_c=temperature_c.get("tj"),
@@ -111,6 +111,12 @@ def _rails_mw(power: Mapping[str, Any]) -> dict[str, float]:
     rails = {name: values["power"] for name, values in power.get("rail", {}).items() if "power" in values}
     total = power.get("tot", {})
     return {total["name"]: total["power"], **rails} if "name" in total and "power" in total else rails
+
+
+def _began_ns(t_ns: int, uptime_s: float) -> int:
+    """When the service began to read a sample: its uptime (CLOCK_BOOTTIME, cut to 10 ms) on our clock."""
+    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return min(round(uptime_s * 1e9) - asleep_ns, t_ns)
 
 
 def _refused(error: Exception) -> EdgeAwqError:

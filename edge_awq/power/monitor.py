@@ -23,7 +23,8 @@ from edge_awq.power.choose import candidates
 from edge_awq.power.energy import LOST, NO_SOURCE, PhaseEnergy, Span, hole_s, phase_energy
 
 _STOP_S = 2.0  # from closing the sampler's input to killing it
-SLOWER = "interval_slower"
+_HANGS = "a service that hangs does this: 'sudo systemctl restart jtop', or choose another meter"
+NOTE, SLOWER, SKIPPED = "meter_note", "interval_slower", "meter_skipped"
 
 
 def start_meter(choice: MeterChoice | None = None) -> Monitor:
@@ -97,6 +98,11 @@ class Monitor:
                 listener(reading)
             self._listeners.append(listener)
 
+    def ignore(self, listener: Callable[[Reading], None]) -> None:
+        """No more calls once this returns."""
+        with self._changed:
+            self._listeners.remove(listener)
+
     def measure_idle(self, seconds: float) -> float | None:
         """Do nothing for so long, after everything is loaded; returns and keeps the mean watts, None: not measured."""
         self.ready()
@@ -139,62 +145,70 @@ class Monitor:
 
     def _work(self, names: tuple[str, ...]) -> None:
         """The thread: try one meter after the other, then take in samples until the end."""
-        for name in names:
-            refusal = self._run(name)
-            if refusal is None or self._closing:
-                break
-            self._refusals.append(refusal)
-            if self.choice.name == AUTO:
-                self._warn(NO_SOURCE if name == names[-1] else "meter_skipped", refusal[0])
+        left = names
+        while left and self.source is None and not self._closing:
+            left = self._run(left)
         with self._changed:
-            if not names and self.choice.name == NONE:
-                self._warnings.append((NO_SOURCE, "no meter was asked for; every energy value is null"))
+            if self.source is None and not self._closing:
+                texts = [f"{message} ({hint})" for message, hint in self._refusals] or ["no meter was asked for"]
+                self._warnings += [(SKIPPED, text) for text in texts[:-1]] + [(NO_SOURCE, texts[-1])]
             self._started = self._ended = True
             self._changed.notify_all()
 
-    def _run(self, name: str) -> tuple[str, str | None] | None:
-        """One sampling process from start to end; what kept it from measuring, None when it did measure."""
+    def _run(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """One sampling process from start to end; returns the meters that are left to try when it hung or died."""
         with tempfile.TemporaryFile() as errors:
             with self._changed:
                 if self._closing:
-                    return None
-                self._process = process = _spawn(name, self.choice, errors)
-            deadline = threading.Timer(self.choice.start_s, process.kill)  # a hanging service is waited for inside
+                    return ()
+                self._process = process = _spawn(names, self.choice, errors)
+            # A service that hangs is waited for inside, where nothing could interrupt it.
+            deadline = threading.Timer(self.choice.start_s, process.kill)
             deadline.start()
-            message: dict[str, Any] = {}
+            tried, last = names[0], ""
             for line in process.stdout:
-                message = _parse(line)
-                if "source" in message:
-                    self._begin(Source.from_json(message["source"]))
-                elif "reading" in message:
+                kind, value = _parse(line)
+                last = kind or last
+                if kind == "trying":
+                    tried = value
+                elif kind == "refused":
+                    self._refusals.append(tuple(value))
+                elif kind == "source":
+                    self._begin(Source.from_json(value))
+                elif kind == "reading":
                     deadline.cancel()
-                    self._take(Reading.from_json(message["reading"]))
+                    self._take(Reading.from_json(value))
+                elif kind == "lost":
+                    self._lose(value)
             deadline.cancel()
             process.stdout.close()
             process.wait()
-            refusal = tuple(message["error"]) if "error" in message else self._death(name, process, errors)
-        if self.source is None:
-            return refusal
-        if not self._closing:
-            self._warn(LOST, f"{refusal[0]}; phases that it did not see to their end have no energy")
-        return None
+            if last not in ("refused", "lost") and not self._closing:
+                self._died(tried, process, errors)
+        return names[names.index(tried) + 1 :]
 
-    def _death(self, name: str, process: subprocess.Popen, errors: IO[bytes]) -> tuple[str, str | None]:
-        """Why a sampling process ended without a word."""
+    def _died(self, name: str, process: subprocess.Popen, errors: IO[bytes]) -> None:
+        """A sampling process ended without a word."""
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
-        if process.returncode == -signal.SIGKILL:
-            if self.source is not None:
-                return f"{name}: the sampling process was killed", None
-            return (f"{name}: no answer within {self.choice.start_s:g} s",
-                    "a service that hangs does this: 'sudo systemctl restart jtop', or choose another meter")
         reason = lines[-1] if lines else f"exit code {process.returncode}"
-        return f"{name}: the sampling process ended ({reason})", "choose another meter"
+        text = f"{name}: the sampling process ended ({reason})"
+        if self.source is not None:
+            self._lose(f"{name}: the sampling process was killed" if process.returncode < 0 else text)
+        elif process.returncode == -signal.SIGKILL:
+            self._refusals.append((f"{name}: no answer within {self.choice.start_s:g} s", _HANGS))
+        else:
+            self._refusals.append((text, "choose another meter, or --meter none"))
+
+    def _lose(self, message: str) -> None:
+        with self._changed:
+            self._warnings.append((LOST, f"{message}; phases that were not seen to their end have no energy"))
 
     def _begin(self, source: Source) -> None:
         with self._changed:
             self.source = source
-            self._warnings += [("meter_note", f"{source.backend}: {note}") for note in source.notes]
+            self._warnings += [(SKIPPED, message) for message, _ in self._refusals]
+            self._warnings += [(NOTE, f"{source.backend}: {note}") for note in source.notes]
             if source.interval_s > 1.05 * self.choice.interval_s:
                 self._warnings.append((SLOWER, f"{source.backend}: a sample every {source.interval_s:g} s, "
                                                f"{self.choice.interval_s:g} s were asked for"))
@@ -207,17 +221,13 @@ class Monitor:
                 listener(reading)
             self._changed.notify_all()
 
-    def _warn(self, code: str, text: str) -> None:
-        with self._changed:
-            self._warnings.append((code, text))
 
-
-def _spawn(name: str, choice: MeterChoice, errors: IO[bytes]) -> subprocess.Popen:
+def _spawn(names: Sequence[str], choice: MeterChoice, errors: IO[bytes]) -> subprocess.Popen:
     """The sampling process, in a session of its own, so that Ctrl-C does not reach it."""
     package_parent = str(Path(edge_awq.__file__).resolve().parent.parent)
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     wanted = json.dumps(dataclasses.asdict(choice))
-    command = [choice.python or sys.executable, "-m", "edge_awq.power.sampler", name, wanted]
+    command = [choice.python or sys.executable, "-m", "edge_awq.power.sampler", ",".join(names), wanted]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
                             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, start_new_session=True)
 
@@ -230,9 +240,10 @@ def _stop(process: subprocess.Popen) -> None:
         process.kill()
 
 
-def _parse(line: str) -> dict[str, Any]:
-    """A message; a line that a kill cut off is none."""
+def _parse(line: str) -> tuple[str | None, Any]:
+    """Kind and value of a message; a line that a kill cut off is none."""
     try:
-        return json.loads(line)
+        ((kind, value),) = json.loads(line).items()
     except json.JSONDecodeError:
-        return {}
+        return None, None
+    return kind, value

@@ -61,12 +61,13 @@ class Nvml:
 
     def read(self) -> Sequence[Reading]:
         """One sample."""
+        began_ns = time.monotonic_ns()
         power_mw, counter_mj = self._power_mw(), self._ask("nvmlDeviceGetTotalEnergyConsumption")
         t_ns = time.monotonic_ns()
         load, memory = self._ask("nvmlDeviceGetUtilizationRates"), self._ask("nvmlDeviceGetMemoryInfo")
         reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         return [Reading(
-            t_ns, (power_mw,), None if counter_mj is None else counter_mj / 1e3,
+            t_ns, began_ns, (power_mw,), None if counter_mj is None else counter_mj / 1e3,
             gpu_load_pct=None if load is None else load.gpu,
             gpu_mhz=self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_GRAPHICS),
             emc_mhz=self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_MEM),

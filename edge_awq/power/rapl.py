@@ -76,12 +76,14 @@ class Rapl:
             package.advance()
             if not package.advance()[0]:
                 raise EdgeAwqError(f"rapl: {package.file} gives no value", hint="choose another meter, or --meter none")
+        self._began_ns = time.monotonic_ns()
         rails = tuple(package.name for package in self._packages)
         return Source("rapl", None, rails, Total("cpu-package", rails), self._interval_s, counter_min_s=0.0)
 
     def read(self) -> Sequence[Reading]:
         """One sample: power is the mean since the last one."""
+        began_ns, self._began_ns = self._began_ns, time.monotonic_ns()
         steps = [package.advance() for package in self._packages]
         whole = all(read for read, _ in steps)
         counter_j = sum(package.joules for package in self._packages) if whole else None
-        return [Reading(time.monotonic_ns(), tuple(power_mw for _, power_mw in steps), counter_j)]
+        return [Reading(time.monotonic_ns(), began_ns, tuple(power_mw for _, power_mw in steps), counter_j)]

@@ -1,8 +1,10 @@
-"""The sampling process: ``python -m edge_awq.power.sampler NAME CHOICE``; one JSON object a line on standard output.
+"""The sampling process: ``python -m edge_awq.power.sampler NAMES CHOICE``; one JSON object a line on standard output.
 
-    {"source": {...}}                      the meter is open
+    {"trying": name}                       before each meter, best first
+    {"refused": [message, hint]}           it cannot measure here; the next one is tried
+    {"source": {...}}                      it can, and it is the one
     {"reading": {...}}                     one sample
-    {"error": [message, hint]}             it cannot measure, or cannot go on; the last line
+    {"lost": message}                      it could, and cannot any more; the last line
 
 A process of its own, because jtop changes how multiprocessing starts processes, may hang for ever, and its work would
 compete with the engine's threads. It ends when its standard input does, so also when the one that started it is killed.
@@ -27,17 +29,30 @@ def main() -> None:
     """Sample until told to stop."""
     out = _own_output()
     threading.Thread(target=_end_with_input, daemon=True).start()
-    meter = make_meter(sys.argv[1], MeterChoice(**json.loads(sys.argv[2])))
+    choice = MeterChoice(**json.loads(sys.argv[2]))
     try:
-        source = meter.open()
-        _say(out, source=dataclasses.asdict(source))
-        _sample(meter, source.interval_s, out)
-    except EdgeAwqError as error:
-        _say(out, error=[error.message, error.hint])
+        for name in sys.argv[1].split(","):
+            _say(out, trying=name)
+            if _measure(make_meter(name, choice), out):
+                break
     except BrokenPipeError:
         pass  # nobody listens any more
-    out.close()
     os._exit(0)  # a meter's threads may not end
+
+
+def _measure(meter: Meter, out: TextIO) -> bool:
+    """Sample as long as the meter can; False when it cannot at all."""
+    try:
+        source = meter.open()
+    except EdgeAwqError as error:
+        _say(out, refused=[error.message, error.hint])
+        return False
+    _say(out, source=dataclasses.asdict(source))
+    try:
+        _sample(meter, source.interval_s, out)
+    except EdgeAwqError as error:
+        _say(out, lost=error.message)
+    return True
 
 
 def _own_output() -> TextIO:

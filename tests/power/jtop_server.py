@@ -10,9 +10,8 @@ import time
 import types
 from pathlib import Path
 
-import jtop.core.config as config
-import jtop.core.power as power
 from jtop import service
+from jtop.core import config, power
 
 i2c_folder, socket = sys.argv[1:]
 service.JTOP_PIPE = socket
