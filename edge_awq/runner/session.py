@@ -188,8 +188,11 @@ class Session:
 
     def memory_bandwidth_gb_s(self) -> float | None:
         """Of the memory that the weights are read from, by the target's profile; None: not known."""
-        device = getattr(find_target(self.loaded.manifest.target), "device", None)
-        return getattr(device, "bandwidth_gb_s", None)
+        try:
+            target = find_target(self.loaded.manifest.target)
+        except EdgeAwqError:
+            return None  # a profile of the workstation's own
+        return getattr(getattr(target, "device", None), "bandwidth_gb_s", None)
 
     def open_log(self, folder: Path, settings: GenerationSettings, meter: Monitor | None = None) -> RunLog:
         """Begin a run log in ``folder``; loading is its first phase. Its ``record`` goes around the stream.
