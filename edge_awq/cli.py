@@ -110,6 +110,8 @@ def build(**options: Any) -> None:
 @click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter: auto, jtop, ina3221, nvml, rapl, "
               "battery or none.  [default: auto]")
 @click.option("--meter-interval", type=float, metavar="S", help="Seconds between its samples.  [default: 0.1]")
+@click.option("--meter-root", envvar="EDGE_AWQ_METER_ROOT", type=click.Path(file_okay=False, exists=True),
+              help="Where a container has the machine's /sys, /proc and /etc.  [default: /]")
 def run(bundle: Path, **options: Any) -> None:
     """Run BUNDLE on a prompt and stream what it writes; speed goes to standard error."""
     text = _read_prompt(options.pop("prompt"), options.pop("prompt_file"))
@@ -138,7 +140,8 @@ def _meter_choice(bundle: Path, options: dict[str, Any]) -> MeterChoice:
     from edge_awq.power.base import MeterChoice
     from edge_awq.runner.session import measuring_device
 
-    wanted = {"name": options.pop("meter"), "interval_s": options.pop("meter_interval")}
+    wanted = {"name": options.pop("meter"), "interval_s": options.pop("meter_interval"),
+              "root": options.pop("meter_root")}
     given = {key: value for key, value in wanted.items() if value is not None}
     return MeterChoice(device=measuring_device(bundle), **given)
 
@@ -215,6 +218,33 @@ def targets() -> None:
 
     for target in load_targets():
         click.echo(f"{target.name:<24} {target.kind:<14} {target.description}")
+
+
+@main.group()
+def log() -> None:
+    """Show or export the logs that 'edge-awq run --log DIR' writes."""
+
+
+@log.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def show(run: Path) -> None:
+    """What was run in directory RUN, where, how fast, and for how many joules."""
+    from edge_awq.runner.logread import read_run, show_run
+
+    for line in show_run(read_run(run)):
+        click.echo(line)
+
+
+@log.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["md", "csv", "json", "llama-bench"]), default="md",
+              show_default=True)
+def export(run: Path, kind: str) -> None:
+    """The requests of directory RUN as a table or as JSON."""
+    from edge_awq.runner.logexport import export_run
+    from edge_awq.runner.logread import read_run
+
+    click.echo(export_run(read_run(run), kind))
 
 
 def _progress() -> Progress:

@@ -19,6 +19,7 @@ UDEV_RULE = ('SUBSYSTEM=="powercap", KERNEL=="intel-rapl:[0-9]*", ACTION=="add",
              'RUN+="/bin/chgrp power /sys%p/energy_uj", RUN+="/bin/chmod g+r /sys%p/energy_uj"')
 _PERMISSION = ("since Linux 5.10 only root may read it; to let a group do so: 'sudo groupadd -f power', 'sudo usermod "
                f"-aG power $USER', this line in /etc/udev/rules.d/70-rapl.rules, and a restart: {UDEV_RULE}")
+_SHORTEST_NS = 10_000_000  # the counter's own steps would be the power of anything shorter
 _LONGEST_INTERVAL_S = 1.0  # far below the time in which a counter wraps around twice
 
 
@@ -41,15 +42,16 @@ class _Package:
         if now_j is None:
             return False, None
         before, self._last = self._last, (now_ns, now_j)
-        if before is None or now_ns == before[0]:
-            return before is not None, None
+        if before is None:
+            return False, None
         step_j = now_j - before[1]
         if step_j < 0:
             if self._range_j is None:
                 return False, None
             step_j += self._range_j
         self.joules += step_j
-        return True, step_j / (now_ns - before[0]) * 1e12
+        elapsed_ns = now_ns - before[0]
+        return True, step_j / elapsed_ns * 1e12 if elapsed_ns >= _SHORTEST_NS else None
 
 
 class Rapl:

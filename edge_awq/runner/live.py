@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _REDRAW_S = 0.2
 _SAVE, _RESTORE, _WHOLE = "\x1b7", "\x1b8", "\x1b[r"  # cursor with its attributes; scrolling region of all rows
-_REVERSE, _PLAIN, _CLEAR, _UP = "\x1b[7m", "\x1b[0m", "\x1b[2K", "\x1b[1A"
+_REVERSE, _PLAIN, _CLEAR = "\x1b[7m", "\x1b[0m", "\x1b[2K"
+_ROOM = "\x1bD\x1b[1A"  # one row down, which scrolls at the bottom, and up again; the column stays
 
 
 class Live:
@@ -83,7 +84,7 @@ class BottomLine:
         line.truncate(width, pad=True)
         start = ""
         if height != self._height:  # the first time, and when the window was resized
-            start = f"\n{_UP}{_SAVE}{_WHOLE}\x1b[1;{height - 1}r{_RESTORE}"
+            start = f"{_ROOM}{_SAVE}{_WHOLE}\x1b[1;{height - 1}r{_RESTORE}"
             self._height = height
         self._write(f"{start}{_SAVE}\x1b[{height};1H{_REVERSE}{line.plain}{_PLAIN}{_RESTORE}")
 
