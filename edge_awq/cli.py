@@ -110,12 +110,14 @@ def build(**options: Any) -> None:
 @click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter: auto, jtop, ina3221, nvml, rapl, "
               "battery or none.  [default: auto]")
 @click.option("--meter-interval", type=float, metavar="S", help="Seconds between its samples.  [default: 0.1]")
+@click.option("--meter-idle", type=click.FloatRange(min=0), metavar="S", default=0.0,
+              help="Seconds to measure idle power first, for joules above it.  [default: 0]")
 @click.option("--meter-root", envvar="EDGE_AWQ_METER_ROOT", type=click.Path(file_okay=False, exists=True),
               help="Where a container has the machine's /sys, /proc and /etc.  [default: /]")
 def run(bundle: Path, **options: Any) -> None:
     """Run BUNDLE on a prompt and stream what it writes; speed goes to standard error."""
     text = _read_prompt(options.pop("prompt"), options.pop("prompt_file"))
-    chat, as_json, log = (options.pop(name) for name in ("chat", "as_json", "log"))
+    chat, as_json, log, idle_s = (options.pop(name) for name in ("chat", "as_json", "log", "meter_idle"))
     if options.pop("greedy"):
         if options["temperature"] is not None:
             raise click.UsageError("--greedy and --temperature exclude each other")
@@ -128,6 +130,8 @@ def run(bundle: Path, **options: Any) -> None:
     with meter, load(bundle, options.pop("threads"), options.pop("context")) as session:
         settings = session.settings(**{name: value for name, value in options.items() if value is not None})
         ids = session.encode_chat([{"role": "user", "content": text}]) if chat else session.encode(text)
+        if meter.ready() is not None and idle_s:
+            meter.measure_idle(idle_s)
         summary, energy = _answer(session, ids, settings, meter, (log, as_json))
         bandwidth_gb_s = session.memory_bandwidth_gb_s()
     if as_json:
@@ -153,7 +157,6 @@ def _answer(session: Session, ids: list[int], settings: GenerationSettings, mete
     from edge_awq.runner.live import live_status
 
     log, as_json = places
-    meter.ready()
     tokens = session.generate(ids, settings)
     with session.open_log(log, settings, meter) if log else nullcontext() as run_log:
         if run_log:

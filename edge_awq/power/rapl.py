@@ -49,8 +49,10 @@ class _Package:
             if self._range_j is None:
                 return False, None
             step_j += self._range_j
-        self.joules += step_j
         elapsed_ns = now_ns - before[0]
+        if step_j == 0 and elapsed_ns >= _SHORTEST_NS:
+            return False, None  # virtual machines show counters that stand still
+        self.joules += step_j
         return True, step_j / elapsed_ns * 1e12 if elapsed_ns >= _SHORTEST_NS else None
 
 

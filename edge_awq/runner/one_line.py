@@ -21,7 +21,7 @@ def _joules(energy: RequestEnergy) -> str:
     if energy.meter is None:
         return "energy not measured"
     scope = energy.total_scope or "rails unknown"
-    if energy.mj_per_gen_tok is not None:
+    if energy.mj_per_gen_tok is not None and energy.tok_per_j is not None:
         return f"{energy.mj_per_gen_tok / 1e3:.3g} J/token ({scope}), {energy.tok_per_j:.3g} tok/s per W"
     if energy.total_j is not None:
         return f"{energy.total_j:.3g} J ({scope}) in all, decode alone too short to measure"

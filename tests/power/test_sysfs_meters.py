@@ -140,6 +140,17 @@ def test_a_failed_read_of_a_counter_is_missing_and_loses_nothing(tmp_path, clock
     assert [reading.rails_mw[0] for reading in counted] == pytest.approx([30e3, 30e3, None, 30e3, 30e3])
 
 
+def test_a_counter_that_stands_still_is_missing_not_zero(tmp_path, clock):
+    add_rapl(tmp_path, {"package-0": 0})
+    meter = Rapl(choice(tmp_path))
+    source, readings = meter.open(), []
+    for _ in range(30):
+        clock.now_ns += S // 10
+        readings += meter.read()
+    assert {reading.counter_j for reading in readings} == {None}
+    assert phase_energy(source, readings, [(101 * S, 102 * S)]).energy_j is None
+
+
 def test_a_counter_that_goes_back_without_a_known_range_is_missing(tmp_path, clock):
     folder = add_rapl(tmp_path, {"package-0": 9_000_000})
     (folder / "intel-rapl:0/max_energy_range_uj").unlink()
