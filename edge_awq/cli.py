@@ -163,7 +163,7 @@ def _answer(session: Session, ids: list[int], settings: GenerationSettings, mete
             tokens = run_log.record(tokens, len(ids))
         started_ns = time.monotonic_ns()
         with live_status(meter, not as_json) as live:
-            answer = list(live.watch(_echo_each(tokens, stream=not as_json)))
+            answer = list(_echo_each(live.watch(tokens), stream=not as_json))
         energy = run_log.energy if run_log else measure_request(meter, started_ns, answer, len(ids))
         summary = session.summarize(answer, energy)
         if run_log:

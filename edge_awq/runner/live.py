@@ -1,7 +1,8 @@
 """The line at the bottom of the terminal while a model writes: tokens/s and watts.
 
 The terminal scrolls only the rows above it (VT100's scrolling region), so streamed text and status never touch each
-other, and each drawing is a single write that puts the cursor back. Off where either stream is no terminal.
+other, and each drawing is a single write that puts the cursor back. Behind a full row the cursor has a state that not
+every terminal puts back (tmux does not), so nothing is drawn there. Off where either stream is no terminal.
 """
 
 from __future__ import annotations
@@ -35,16 +36,23 @@ class Live:
         self._count = 0
         self._first_s = self._last_s = 0.0
         self._drawn_s = 0.0
+        self._column = 0  # where the text ends
+        self._writing = False
         self._lock = threading.Lock()
 
     def watch(self, tokens: Iterator[Token]) -> Iterator[Token]:
-        """Pass a stream of tokens on and show how fast it is."""
+        """Pass a stream of tokens on to what writes their text, and show how fast it is."""
         self._draw(time.monotonic())
         for token in tokens:
             if token.index == 0:
                 self._first_s = token.t_s
             self._count, self._last_s = token.index + 1, token.t_s
-            yield token  # first: it is on the screen before the line counts it
+            with self._lock:
+                self._writing = True  # nothing is drawn until the text is there
+            yield token
+            with self._lock:
+                self._writing = False
+                self._column = column_after(self._column, token.text, self._line.width)
             self._draw(time.monotonic())
 
     def hear(self, reading: Reading) -> None:
@@ -53,7 +61,8 @@ class Live:
 
     def _draw(self, now_s: float) -> None:
         with self._lock:
-            if now_s - self._drawn_s >= _REDRAW_S:
+            full = self._column >= self._line.width
+            if not self._writing and not full and now_s - self._drawn_s >= _REDRAW_S:
                 self._drawn_s = now_s
                 self._line.show(self.text())
 
@@ -74,6 +83,11 @@ class BottomLine:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._height = 0
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._console.size.width
 
     def show(self, text: str) -> None:
         """Replace the line's text."""
@@ -97,6 +111,20 @@ class BottomLine:
     def _write(self, sequence: str) -> None:
         self._console.file.write(sequence)
         self._console.file.flush()
+
+
+def column_after(column: int, text: str, width: int) -> int:
+    """Where a terminal's cursor is once ``text`` is written; ``width`` is behind a full row."""
+    from rich.cells import cell_len
+
+    for character in text:
+        if character in "\r\n":
+            column = 0
+        elif character == "\t":
+            column = min((column // 8 + 1) * 8, width - 1)
+        elif cells := cell_len(character):
+            column = cells if column + cells > width else column + cells
+    return column
 
 
 class _Off:

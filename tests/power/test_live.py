@@ -13,7 +13,7 @@ from trees import Board
 from edge_awq.power.base import MeterChoice
 from edge_awq.power.monitor import start_meter
 from edge_awq.runner.generate import Token
-from edge_awq.runner.live import Live
+from edge_awq.runner.live import Live, column_after
 
 pyte = pytest.importorskip("pyte", reason="pyte is not installed; pip install 'edge-awq[test]'")
 ROWS, COLUMNS = 12, 60
@@ -25,7 +25,7 @@ from edge_awq.runner.live import live_status
 from measured import start, tokens
 print("before")
 with start(sys.argv[1]) as meter, live_status(meter, wanted=True) as live:
-    list(live.watch(_echo_each(tokens(int(sys.argv[3]), 0.3, 0.05), stream=True)))
+    list(_echo_each(live.watch(tokens(int(sys.argv[3]), 0.3, float(sys.argv[4]))), stream=True))
 print("\\nafter")
 """
 
@@ -36,11 +36,11 @@ def machine(tmp_path):
     return tmp_path
 
 
-def run_on_terminal(machine, count, **environment):
+def run_on_terminal(machine, count, step_s=0.05, **environment):
     """Everything that the program wrote to a terminal of ROWS x COLUMNS."""
     master, slave = pty.openpty()
     size = {"LINES": str(ROWS), "COLUMNS": str(COLUMNS), "TERM": "xterm"}
-    command = [sys.executable, "-c", PROGRAM, str(machine), str(Path(__file__).parent), str(count)]
+    command = [sys.executable, "-c", PROGRAM, str(machine), str(Path(__file__).parent), str(count), str(step_s)]
     environment = {**os.environ, **size, **environment}
     program = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
     os.close(slave)
@@ -104,7 +104,7 @@ def test_a_terminal_that_knows_no_sequences_gets_none(machine, terminal):
 
 
 def test_pipes_get_text_alone(machine):
-    command = [sys.executable, "-c", PROGRAM, str(machine), str(Path(__file__).parent), "3"]
+    command = [sys.executable, "-c", PROGRAM, str(machine), str(Path(__file__).parent), "3", "0"]
     piped = subprocess.run(command, capture_output=True, text=True, check=True)
     assert piped.stdout == "before\nword0 word1 word2 \nafter\n" and piped.stderr == ""
 
@@ -116,6 +116,30 @@ def test_without_a_meter_the_line_has_tokens_alone():
     assert live.text() == "3 tokens  |  2.0 tok/s"
 
 
+@pytest.mark.parametrize("column, text, end", [
+    (0, "abc", 3), (8, "ab", 10), (10, "a", 1), (8, "漢", 10), (3, "x\ny", 1), (3, "\t", 8), (9, "\t", 9),
+    (2, "e\u0301", 3),
+])
+def test_where_the_cursor_goes_is_what_a_terminal_does(column, text, end):
+    screen = pyte.Screen(10, 4)
+    pyte.Stream(screen).feed("-" * column + text.replace("\n", "\r\n"))
+    assert column_after(column, text, 10) == end == screen.cursor.x
+
+
+def test_a_wide_character_that_does_not_fit_begins_a_row():
+    """As xterm and tmux have it; pyte lets it stand out."""
+    assert column_after(9, "漢", 10) == 2
+
+
+def test_nothing_is_drawn_behind_a_full_row(machine):
+    """Ten words fill a row; slowly, so that the line is due after every one of them."""
+    output = run_on_terminal(machine, 12, 0.25)
+    final = "".join(line.ljust(COLUMNS) for line in list(screens(output))[-1])
+    assert "".join(f"word{index} " for index in range(12)) in final
+
+
 class _Shown:
+    width = 80
+
     def show(self, text):
         assert "W" not in text
