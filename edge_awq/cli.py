@@ -127,6 +127,8 @@ def run(bundle: Path, **options: Any) -> None:
     from edge_awq.runner.session import load
 
     meter = start_meter(_meter_choice(bundle, options))
+    if meter.asked_for:
+        meter.ready()  # it must measure: say so before anything long begins
     with meter, load(bundle, options.pop("threads"), options.pop("context")) as session:
         settings = session.settings(**{name: value for name, value in options.items() if value is not None})
         ids = session.encode_chat([{"role": "user", "content": text}]) if chat else session.encode(text)

@@ -24,6 +24,7 @@ from edge_awq.power.energy import LOST, NO_SOURCE, PhaseEnergy, Span, hole_s, ph
 
 _STOP_S = 2.0  # from closing the sampler's input to killing it
 _HANGS = "a service that hangs does this: 'sudo systemctl restart jtop', or choose another meter"
+_OTHER = "choose another meter, or --meter none"
 NOTE, SLOWER, SKIPPED = "meter_note", "interval_slower", "meter_skipped"
 
 
@@ -70,9 +71,14 @@ class Monitor:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._started)
-            if self.source is None and self.choice.name not in (AUTO, NONE):
+            if self.source is None and self.asked_for:
                 raise EdgeAwqError(*self._refusals[0])
             return self.source
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether a certain meter was asked for, so that none is an error."""
+        return self.choice.name not in (AUTO, NONE)
 
     @property
     def warnings(self) -> tuple[tuple[str, str], ...]:
@@ -161,7 +167,11 @@ class Monitor:
             with self._changed:
                 if self._closing:
                     return ()
-                self._process = process = _spawn(names, self.choice, errors)
+                try:
+                    self._process = process = _spawn(names, self.choice, errors)
+                except OSError as error:
+                    self._refusals.append((f"{names[0]}: the sampling process did not start ({error})", _OTHER))
+                    return ()
             # A service that hangs is waited for inside, where nothing could interrupt it.
             deadline = threading.Timer(self.choice.start_s, process.kill)
             deadline.start()
@@ -198,7 +208,7 @@ class Monitor:
         elif process.returncode == -signal.SIGKILL:
             self._refusals.append((f"{name}: no answer within {self.choice.start_s:g} s", _HANGS))
         else:
-            self._refusals.append((text, "choose another meter, or --meter none"))
+            self._refusals.append((text, _OTHER))
 
     def _lose(self, message: str) -> None:
         with self._changed:

@@ -24,10 +24,12 @@ class PowerLog:
 
     Attributes:
         phase: what the program does now; stands in every row.
+        failure: why no more rows are written, None while all is well.
     """
 
     def __init__(self, folder: Path, meter: Monitor, started_ns: int) -> None:
         self.phase = ""
+        self.failure: str | None = None
         self._meter = meter
         self._source = meter.source
         self._started_ns = started_ns
@@ -42,11 +44,16 @@ class PowerLog:
         self._file.close()
 
     def _take(self, reading: Reading) -> None:
+        if self.failure is not None:
+            return
         row = [reading.t_ns - self._started_ns, reading.began_ns - self._started_ns, reading.source_uptime_s,
                self._source.total_w(reading), *reading.rails_mw, reading.counter_j,
                *(getattr(reading, name) for name in _BESIDE), self.phase, self._rows]
         self._rows += 1
-        self._write(["" if value is None else value for value in row])
+        try:
+            self._write(["" if value is None else value for value in row])
+        except OSError as error:  # in the meter's thread, where nobody could catch it
+            self.failure = error.strerror or str(error)
 
     def _write(self, row: object) -> None:
         text = io.StringIO()

@@ -168,6 +168,8 @@ class RunLog:
         for code, text in after.changed_since(self._before):
             self.warn(code, text)
         self._tell_of_meter()
+        if self._power is not None and self._power.failure is not None:
+            self.warn("power_log_cut", f"{self._power.failure}: power.csv lacks the rest of the samples")
         values = summary.to_dict()
         del values["text"]
         share = share_of_roof(summary.weight_bytes_per_token, summary.decode_tok_s, bandwidth_gb_s)

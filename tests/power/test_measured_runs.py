@@ -150,6 +150,23 @@ def test_a_power_mode_that_changes_makes_the_run_not_valid(tmp_path):
                                    if event["code"] == "throttled")["text"]
 
 
+def test_a_disk_that_fills_up_costs_samples_on_file_and_no_traceback(tmp_path, monkeypatch):
+    import errno
+
+    from edge_awq.runner.powerlog import PowerLog
+
+    Board(tmp_path, "orin-nx").set_total_w(12)
+    with start(tmp_path) as meter, RunLog(tmp_path / "runs", {}, meter=meter) as log:
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(PowerLog, "_write", full)
+        seen = list(log.record(tokens(), prompt_tokens=8))
+        log.summary(summarize(seen, 8, 1.0, 10**9))
+    assert events(log.path, "request")[0]["energy"]["decode_j"] is not None
+    assert "power_log_cut" in [event["code"] for event in events(log.path, "warning")]
+
+
 def test_one_token_has_no_decode_window(tmp_path):
     Board(tmp_path, "orin-nx").set_total_w(12)
     with start(tmp_path) as meter:

@@ -125,6 +125,17 @@ def test_a_meter_that_hangs_is_given_up(tmp_path):
     assert "restart" in caught.value.hint
 
 
+def test_an_interpreter_that_is_not_there_is_one_clear_error(tmp_path):
+    with start(tmp_path, python=str(tmp_path / "nowhere")) as meter, pytest.raises(EdgeAwqError, match="did not start"):
+        meter.ready()
+
+
+def test_a_sampler_that_fails_says_its_last_words(tmp_path):
+    python = interpreter(tmp_path, "#!/bin/sh\necho 'ImportError: no such thing' >&2\nexit 3\n")
+    with start(tmp_path, python=python) as meter, pytest.raises(EdgeAwqError, match="no such thing"):
+        meter.ready()
+
+
 def test_auto_goes_on_to_the_next_meter_and_says_so(tmp_path, board):
     """On a Jetson without jetson-stats, or without its service, as this machine is one."""
     with start(tmp_path, "auto") as meter:
