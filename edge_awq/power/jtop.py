@@ -108,7 +108,8 @@ class Jtop:
 
 def _rails_mw(power: Mapping[str, Any]) -> dict[str, float]:
     """Milliwatts by rail; ``tot`` is a rail of its own exactly when it carries a name."""
-    rails = {name: values["power"] for name, values in power.get("rail", {}).items() if "power" in values}
+    rails = {name: values["power"] for name, values in power.get("rail", {}).items()
+             if "power" in values and values.get("online", True)}  # one that is off has no power, not 0
     total = power.get("tot", {})
     return {total["name"]: total["power"], **rails} if "name" in total and "power" in total else rails
 

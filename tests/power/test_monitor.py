@@ -12,6 +12,7 @@ from trees import Board
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.base import MeterChoice
+from edge_awq.power.choose import METERS
 from edge_awq.power.monitor import start_meter
 
 POLL_S, PATIENCE_S = 0.01, 30.0
@@ -66,6 +67,14 @@ def test_the_sampler_is_a_process_of_its_own(tmp_path, board):
         process = meter._process
         assert process.pid != os.getpid() and os.getsid(process.pid) == process.pid
     assert process.returncode == 0
+
+
+def test_the_sampler_needs_the_standard_library_alone():
+    """So that the interpreter that has jetson-stats can run it."""
+    code = "import sys, edge_awq.power.sampler\nfor name in sys.argv[1:]: __import__(name)\nprint(*sys.modules)"
+    meters = [f"edge_awq.power.{name}" for name in METERS]
+    listed = subprocess.run([sys.executable, "-c", code, *meters], check=True, capture_output=True, text=True).stdout
+    assert not {"numpy", "click", "rich", "onnxruntime", "jtop", "pynvml"} & set(listed.split())
 
 
 def test_a_listener_hears_every_sample_from_the_first(tmp_path, board):
@@ -183,6 +192,7 @@ def test_a_slower_interval_than_asked_for_is_a_warning(tmp_path):
 ORPHANED = """
 import sys, time
 from edge_awq.power.base import MeterChoice
+from edge_awq.power.choose import METERS
 from edge_awq.power.monitor import start_meter
 meter = start_meter(MeterChoice("ina3221", root=sys.argv[1]))
 meter.ready()
