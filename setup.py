@@ -38,13 +38,16 @@ setup(
     ],
     extras_require={
         "quantize": ["torch>=2.4"],
+        "jetson": ["jetson-stats>=4.3"],  # AGPL-3.0: optional, imported only in the process that samples power
+        "nvml": ["nvidia-ml-py>=12.535"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.
         "kernels": [
             "nvidia-cuda-nvrtc-cu12==12.6.85; platform_machine == 'x86_64'",
             "nvidia-cuda-cuobjdump==13.5.37; platform_machine == 'x86_64'",
             "nvidia-cuda-nvdisasm==13.5.37; platform_machine == 'x86_64'",
         ],
-        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11"],
+        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11",
+                 "nvidia-ml-py>=12.535", "pyte>=0.8"],
     },
     entry_points={"console_scripts": ["edge-awq = edge_awq.cli:main"]},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -17,9 +18,13 @@ from edge_awq import __version__
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
+    from edge_awq.power.base import MeterChoice
+    from edge_awq.power.monitor import Monitor
     from edge_awq.progress import Progress
-    from edge_awq.runner.generate import Token
+    from edge_awq.runner.energy import RequestEnergy
+    from edge_awq.runner.generate import GenerationSettings, Token
     from edge_awq.runner.metrics import RunSummary
+    from edge_awq.runner.session import Session
 
 GO_ON = "the same command goes on where this one stopped"
 PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard input"
@@ -102,31 +107,70 @@ def build(**options: Any) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: physical cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--log", type=click.Path(path_type=Path), help="Folder for the run log.")
+@click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter: auto, jtop, ina3221, nvml, rapl, "
+              "battery or none.  [default: auto]")
+@click.option("--meter-interval", type=float, metavar="S", help="Seconds between its samples.  [default: 0.1]")
+@click.option("--meter-idle", type=click.FloatRange(min=0), metavar="S", default=0.0,
+              help="Seconds to measure idle power first, for joules above it.  [default: 0]")
+@click.option("--meter-root", envvar="EDGE_AWQ_METER_ROOT", type=click.Path(file_okay=False, exists=True),
+              help="Where a container has the machine's /sys, /proc and /etc.  [default: /]")
 def run(bundle: Path, **options: Any) -> None:
     """Run BUNDLE on a prompt and stream what it writes; speed goes to standard error."""
     text = _read_prompt(options.pop("prompt"), options.pop("prompt_file"))
-    chat, as_json, log = (options.pop(name) for name in ("chat", "as_json", "log"))
+    chat, as_json, log, idle_s = (options.pop(name) for name in ("chat", "as_json", "log", "meter_idle"))
     if options.pop("greedy"):
         if options["temperature"] is not None:
             raise click.UsageError("--greedy and --temperature exclude each other")
         options["temperature"] = 0.0
+    from edge_awq.power.monitor import start_meter
+    from edge_awq.runner.one_line import speed_line
     from edge_awq.runner.session import load
 
-    with load(bundle, options.pop("threads"), options.pop("context")) as session:
+    meter = start_meter(_meter_choice(bundle, options))
+    if meter.asked_for:
+        meter.ready()  # it must measure: say so before anything long begins
+    with meter, load(bundle, options.pop("threads"), options.pop("context")) as session:
         settings = session.settings(**{name: value for name, value in options.items() if value is not None})
         ids = session.encode_chat([{"role": "user", "content": text}]) if chat else session.encode(text)
-        tokens = session.generate(ids, settings)
-        with session.open_log(log, settings) if log else nullcontext() as run_log:
-            if run_log:
-                tokens = run_log.record(tokens, len(ids))
-            answer = list(_echo_each(tokens, stream=not as_json))
-            summary = session.summarize(answer)
-            if run_log:
-                run_log.summary(summary)
+        if meter.ready() is not None and idle_s:
+            meter.measure_idle(idle_s)
+        summary, energy = _answer(session, ids, settings, meter, (log, as_json))
+        bandwidth_gb_s = session.memory_bandwidth_gb_s()
     if as_json:
         click.echo(json.dumps(summary.to_dict(), ensure_ascii=False))
     else:
-        click.echo(f"\n{_speed(summary)}", err=True)
+        click.echo(f"\n{speed_line(summary, energy, bandwidth_gb_s)}", err=True)
+
+
+def _meter_choice(bundle: Path, options: dict[str, Any]) -> MeterChoice:
+    from edge_awq.power.base import MeterChoice
+    from edge_awq.runner.session import measuring_device
+
+    wanted = {"name": options.pop("meter"), "interval_s": options.pop("meter_interval"),
+              "root": options.pop("meter_root")}
+    given = {key: value for key, value in wanted.items() if value is not None}
+    return MeterChoice(device=measuring_device(bundle), **given)
+
+
+def _answer(session: Session, ids: list[int], settings: GenerationSettings, meter: Monitor,
+            places: tuple[Path | None, bool]) -> tuple[RunSummary, RequestEnergy]:
+    """Generate, print, log and measure; ``places``: the log's folder, and whether only one JSON object is printed."""
+    from edge_awq.runner.energy import measure_request
+    from edge_awq.runner.live import live_status
+
+    log, as_json = places
+    tokens = session.generate(ids, settings)
+    with session.open_log(log, settings, meter) if log else nullcontext() as run_log:
+        if run_log:
+            tokens = run_log.record(tokens, len(ids))
+        started_ns = time.monotonic_ns()
+        with live_status(meter, not as_json) as live:
+            answer = list(_echo_each(live.watch(tokens), stream=not as_json))
+        energy = run_log.energy if run_log else measure_request(meter, started_ns, answer, len(ids))
+        summary = session.summarize(answer, energy)
+        if run_log:
+            run_log.summary(summary, session.memory_bandwidth_gb_s())
+    return summary, energy
 
 
 def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
@@ -151,14 +195,6 @@ def _echo_each(tokens: Iterator[Token], stream: bool) -> Iterator[Token]:
             click.echo(token.text, nl=False)
             sys.stdout.flush()
         yield token
-
-
-def _speed(summary: RunSummary) -> str:
-    """One line: what the run did, and how fast."""
-    decode = f"{summary.decode_tok_s:.1f} tok/s" if summary.decode_tok_s else "one token"
-    return (f"[{summary.prompt_tokens} prompt tokens at {summary.prefill_tok_s:.1f} tok/s, {summary.tokens} tokens at "
-            f"{decode}, load {summary.load_s:.2f} s, peak memory {summary.peak_rss_bytes / 1e6:.0f} MB, "
-            f"energy not measured]")
 
 
 @main.command()
@@ -187,6 +223,33 @@ def targets() -> None:
 
     for target in load_targets():
         click.echo(f"{target.name:<24} {target.kind:<14} {target.description}")
+
+
+@main.group()
+def log() -> None:
+    """Show or export the logs that 'edge-awq run --log DIR' writes."""
+
+
+@log.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def show(run: Path) -> None:
+    """What was run in directory RUN, where, how fast, and for how many joules."""
+    from edge_awq.runner.logread import read_run, show_run
+
+    for line in show_run(read_run(run)):
+        click.echo(line)
+
+
+@log.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["md", "csv", "json", "llama-bench"]), default="md",
+              show_default=True)
+def export(run: Path, kind: str) -> None:
+    """The requests of directory RUN as a table or as JSON."""
+    from edge_awq.runner.logexport import export_run
+    from edge_awq.runner.logread import read_run
+
+    click.echo(export_run(read_run(run), kind))
 
 
 def _progress() -> Progress:

@@ -9,6 +9,7 @@ from edge_awq.errors import EdgeAwqError
 
 # Kind of runtime, as a target's profile names it -> package that offers ``compile_bundle`` and ``open_engine``.
 RUNTIMES = {"onnxruntime": "edge_awq.engine.ort"}
+CPU_RUNTIMES = {"onnxruntime"}  # the others' work is a GPU's
 
 
 def load_runtime(kind: str) -> ModuleType:

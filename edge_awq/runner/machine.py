@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("edge-awq", "numpy", "onnxruntime", "tokenizers")
+PACKAGES = ("edge-awq", "numpy", "onnxruntime", "tokenizers", "tensorrt")
 
 
 def describe_cpu() -> dict[str, Any]:

@@ -27,7 +27,7 @@ class RunSummary:
         load_s: seconds to open the bundle, check its files, and have the engine ready.
         peak_rss_bytes: the most memory that the process had resident, mapped weights included.
         weight_bytes_per_token: bytes of stored weights that one decoded token reads.
-        energy: what meters measured; None without a meter.
+        energy: what a meter measured, as edge_awq.runner.energy.RequestEnergy names it; None without a meter.
     """
 
     text: str
@@ -47,7 +47,7 @@ class RunSummary:
 
 
 def summarize(tokens: Sequence[Token], prompt_tokens: int, load_s: float | None = None,
-              weight_bytes_per_token: int | None = None) -> RunSummary:
+              weight_bytes_per_token: int | None = None, energy: dict[str, Any] | None = None) -> RunSummary:
     """The summary of a run that is over; peak memory is read now."""
     return RunSummary(
         text="".join(token.text for token in tokens),
@@ -59,6 +59,7 @@ def summarize(tokens: Sequence[Token], prompt_tokens: int, load_s: float | None 
         load_s=load_s,
         peak_rss_bytes=peak_rss_bytes(),
         weight_bytes_per_token=weight_bytes_per_token,
+        energy=energy,
     )
 
 
@@ -82,11 +83,18 @@ def joules_per_token(decode_energy_j: float | None, tokens: int) -> float | None
     return decode_energy_j / (tokens - 1) if decode_energy_j is not None and tokens > 1 else None
 
 
-def share_of_roof(weight_bytes_per_token: int, tok_s: float | None, bandwidth_gb_s: float | None) -> float | None:
-    """Bytes read per token * tokens/s / memory bandwidth: 1 is as fast as memory allows. GB are 1e9 bytes."""
-    if tok_s is None or not bandwidth_gb_s:
+def roof_tok_s(weight_bytes_per_token: int | None, bandwidth_gb_s: float | None) -> float | None:
+    """Tokens/s at which reading the weights alone takes all of the memory's bandwidth. GB are 1e9 bytes."""
+    if not weight_bytes_per_token or not bandwidth_gb_s:
         return None
-    return weight_bytes_per_token * tok_s / (bandwidth_gb_s * 1e9)
+    return bandwidth_gb_s * 1e9 / weight_bytes_per_token
+
+
+def share_of_roof(weight_bytes_per_token: int | None, tok_s: float | None,
+                  bandwidth_gb_s: float | None) -> float | None:
+    """Bytes read per token * tokens/s / memory bandwidth: 1 is as fast as memory allows."""
+    roof = roof_tok_s(weight_bytes_per_token, bandwidth_gb_s)
+    return None if tok_s is None or roof is None else tok_s / roof
 
 
 def weight_bytes_per_token(layout: Mapping[str, StoredTensor]) -> int:

@@ -1,6 +1,7 @@
 """The run log: JSON Lines that survive a kill, and one CSV row per token.
 
     DIR/<utc>-<short id>/run.jsonl    one event a line: start, phase ..., request ..., warning ..., summary
+    DIR/<utc>-<short id>/power.csv    every sample of the meter, as it came; none without a meter
     DIR/<utc>-<short id>/tokens.csv   rep,idx,t_ns,phase,token_id; written when the run is over
 
 Units stand in the keys; null is "not known" or "not measured", never 0. Times ``t_ns`` count nanoseconds of
@@ -15,6 +16,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -24,17 +26,29 @@ import numpy as np
 
 from edge_awq import __version__
 from edge_awq.errors import EdgeAwqError
+from edge_awq.power.energy import LOST
+from edge_awq.power.monitor import Monitor
+from edge_awq.runner.board import BoardState, describe_board, driver
+from edge_awq.runner.energy import RequestEnergy, highest, measure_request, readings_within, spans_of, throttled
 from edge_awq.runner.generate import Token
 from edge_awq.runner.machine import describe_cpu, describe_software, in_container
-from edge_awq.runner.metrics import RunSummary, decode_s, decode_tok_s, peak_rss_bytes, prefill_tok_s
+from edge_awq.runner.metrics import (
+    RunSummary,
+    decode_s,
+    decode_tok_s,
+    peak_rss_bytes,
+    prefill_tok_s,
+    roof_tok_s,
+    share_of_roof,
+)
+from edge_awq.runner.powerlog import PowerLog
 
 SCHEMA = "edge-awq.run/1"
 LOG, TOKENS = "run.jsonl", "tokens.csv"
 # What a start event says beside schema, run_id and anchor; null until something knows it.
 _START_KEYS = ("git_commit", "board", "cpu", "gpu", "software", "container", "power_mode", "clocks", "model", "engine",
                "sampler", "sampling", "settings")
-_ENERGY_KEYS = ("prefill_j", "decode_j", "total_j", "above_idle_j", "mj_per_prompt_tok", "mj_per_gen_tok", "tok_per_j",
-                "method", "samples_prefill", "samples_decode", "max_gap_s", "coverage")
+_SPOILED = ("mode_changed", "clocks_changed", "throttled", LOST)  # warnings that make a run's numbers worthless
 
 
 class RunLog:
@@ -43,15 +57,17 @@ class RunLog:
     Attributes:
         path: the run's directory.
         run_id: its name.
+        energy: of the last request.
     """
 
     def __init__(self, folder: Path, details: Mapping[str, Any], started_ns: int | None = None,
-                 clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
+                 clock_ns: Callable[[], int] = time.monotonic_ns, meter: Monitor | None = None) -> None:
         """Begin a log in ``folder``.
 
         Args:
             details: what the start event says, of _START_KEYS; the machine is described here.
             started_ns: when the run started, by ``clock_ns``; None for now.
+            meter: a meter that is ready, or None.
 
         Raises:
             EdgeAwqError: the directory cannot be made.
@@ -70,11 +86,22 @@ class RunLog:
                                hint="choose a folder that you may write to") from error
         self._rows: list[tuple[int, int, int, str]] = []
         self._requests = 0
-        machine = {"cpu": describe_cpu(), "software": describe_software(), "container": in_container()}
+        self._codes: set[str] = set()
+        self.energy = RequestEnergy()
+        self._meter = meter
+        self._root = Path(meter.choice.root if meter else "/")
+        self._before = BoardState.now(self._root)
+        machine = {"board": describe_board(self._root), "cpu": describe_cpu(), "gpu": _describe_gpu(meter, self._root),
+                   "software": describe_software(), "container": in_container(), "power_mode": self._before.power_mode,
+                   "clocks": self._before.clocks, "sampler": _describe_sampler(meter)}
         known = {**dict.fromkeys(_START_KEYS), **machine, **details}
         if unknown := sorted(set(known) - set(_START_KEYS)):
             raise ValueError(f"not part of {SCHEMA}: {', '.join(unknown)}")
         self.event("start", schema=SCHEMA, run_id=self.run_id, tool_version=__version__, anchor=anchor, **known)
+        self._told = 0
+        self._tell_of_meter()
+        measuring = meter is not None and meter.source is not None
+        self._power = PowerLog(self.path, meter, self._started_ns) if measuring else None
 
     def event(self, kind: str, /, **values: Any) -> None:
         """Append one line."""
@@ -87,6 +114,7 @@ class RunLog:
 
     def warn(self, code: str, text: str) -> None:
         """Something that a reader of the numbers should know."""
+        self._codes.add(code)
         self.event("warning", code=code, text=text)
 
     def record(self, tokens: Iterable[Token], prompt_tokens: int, context_start: int = 0) -> Iterator[Token]:
@@ -98,29 +126,75 @@ class RunLog:
         rep, self._requests = self._requests, self._requests + 1
         start_ns = self._now_ns()
         seen: list[Token] = []
+        self._enter("prefill")
         try:
             for token in tokens:
                 if not seen:
                     self.phase("prefill", (start_ns, start_ns + _ns(token.logits_s)), prompt_tokens, rep)
+                    self._enter("decode")
                 seen.append(token)
                 yield token
         finally:
+            self._enter("")
             if seen:
                 span_ns = (start_ns + _ns(seen[0].t_s), start_ns + _ns(seen[-1].t_s))
                 self.phase("decode", span_ns, len(seen) - 1, rep)
             self._rows += [(rep, token.index, start_ns + _ns(token.t_s), "decode" if token.index else "prefill")
                            for token in seen]
-            self.event("request", rep=rep, **_request(seen, prompt_tokens, context_start))
+            self._end_request(rep, start_ns, seen, (prompt_tokens, context_start))
 
-    def summary(self, summary: RunSummary) -> None:
-        """The run's numbers, without its text."""
+    def _end_request(self, rep: int, start_ns: int, seen: Sequence[Token], counts: tuple[int, int]) -> None:
+        """Log a request that is over and began at ``start_ns`` of the run; ``counts``: tokens of prompt and cache."""
+        started_ns = self._started_ns + start_ns
+        self.energy = energy = measure_request(self._meter, started_ns, seen, counts[0])
+        self._tell_of_meter()
+        for code, text in energy.warnings():
+            self.warn(code, f"request {rep}, {text}")
+        inside = readings_within(self._meter, spans_of(started_ns, seen)[2]) if seen else []
+        known = asdict(energy)
+        power = {name: known.pop(name) for name in ("mean_w", "max_w", "idle_w")}
+        temperatures = {"gpu_max": highest([reading.temp_gpu_c for reading in inside]),
+                        "tj_max": highest([reading.temp_tj_c for reading in inside])}
+        self.event("request", rep=rep, **_request(seen, *counts), energy=known, power=power, temp_c=temperatures,
+                   throttled=throttled(inside))
+
+    def summary(self, summary: RunSummary, bandwidth_gb_s: float | None = None) -> None:
+        """The run's numbers, without its text, and how the board was at the end.
+
+        Args:
+            bandwidth_gb_s: of the memory that weights are read from; None: not known.
+        """
+        after = BoardState.now(self._root)
+        for code, text in after.changed_since(self._before):
+            self.warn(code, text)
+        self._tell_of_meter()
+        if self._power is not None and self._power.failure is not None:
+            self.warn("power_log_cut", f"{self._power.failure}: power.csv lacks the rest of the samples")
         values = summary.to_dict()
         del values["text"]
-        self.event("summary", reps=self._requests, **values, bw_ceiling_tok_s=None, bw_achieved_pct=None, valid=True,
-                   invalid_reasons=[])
+        share = share_of_roof(summary.weight_bytes_per_token, summary.decode_tok_s, bandwidth_gb_s)
+        reasons = sorted(self._codes.intersection(_SPOILED))
+        self.event("summary", reps=self._requests, **values,
+                   bw_ceiling_tok_s=roof_tok_s(summary.weight_bytes_per_token, bandwidth_gb_s),
+                   bw_achieved_pct=None if share is None else share * 100, power_mode=after.power_mode,
+                   clocks=after.clocks, temp_c={"gpu": after.temp_gpu_c, "tj": after.temp_tj_c}, valid=not reasons,
+                   invalid_reasons=reasons)
+
+    def _enter(self, phase: str) -> None:
+        if self._power is not None:
+            self._power.phase = phase
+
+    def _tell_of_meter(self) -> None:
+        """Log what the meter warned of since the last time."""
+        warnings = self._meter.warnings if self._meter is not None else ()
+        for code, text in warnings[self._told :]:
+            self.warn(code, text)
+        self._told = len(warnings)
 
     def close(self) -> None:
         """Write tokens.csv; the log cannot be used afterwards."""
+        if self._power is not None:
+            self._power.close()
         self._file.close()
         with (self.path / TOKENS).open("w", encoding="ascii", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -161,12 +235,26 @@ def _request(tokens: Sequence[Token], prompt_tokens: int, context_start: int) ->
         "decode_tok_s": decode_tok_s(tokens),
         "itl_ms": _between_tokens_ms(tokens),
         "e2e_s": last.t_s if last else None,
-        "energy": dict.fromkeys(_ENERGY_KEYS),
-        "power": dict.fromkeys(("mean_w", "max_w", "idle_w")),
         "mem": {"peak_rss_bytes": peak_rss_bytes(), "peak_gpu_bytes": None, "unified": None},
-        "temp_c": dict.fromkeys(("gpu_max", "tj_max")),
-        "throttled": None,
     }
+
+
+def _describe_sampler(meter: Monitor | None) -> dict[str, Any] | None:
+    source = meter.source if meter is not None else None
+    if source is None:
+        return None
+    return {
+        "backend": source.backend, "backend_version": source.version, "interval_asked_s": meter.choice.interval_s,
+        "interval_real_s": source.interval_s, "rails": source.rails, "total_rails": source.total.rails,
+        "total_scope": source.total.scope, "other_totals": [asdict(total) for total in source.other_totals],
+        "counter": source.counter_min_s is not None,
+    }
+
+
+def _describe_gpu(meter: Monitor | None, root: Path) -> dict[str, Any] | None:
+    details = meter.source.details if meter is not None and meter.source is not None else {}
+    version = details.get("driver") or driver(root)
+    return {"name": details.get("device"), "driver": version} if details or version else None
 
 
 def _between_tokens_ms(tokens: Sequence[Token]) -> dict[str, float | None]:

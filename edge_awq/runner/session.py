@@ -18,15 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from edge_awq.bundle import Bundle, Manifest
-from edge_awq.engine import load_runtime
+from edge_awq.bundle import ENGINES, MANIFEST, Bundle, Manifest, hash_file
+from edge_awq.engine import CPU_RUNTIMES, load_runtime
 from edge_awq.engine.base import Engine
 from edge_awq.errors import EdgeAwqError
+from edge_awq.power.monitor import Monitor
+from edge_awq.runner.energy import RequestEnergy
 from edge_awq.runner.generate import GenerationSettings, Token, generate
 from edge_awq.runner.metrics import RunSummary, summarize, weight_bytes_per_token
 from edge_awq.runner.runlog import RunLog
 from edge_awq.runner.sampling import SamplingSettings
 from edge_awq.runner.vocabulary import Vocabulary, read_vocabulary
+from edge_awq.target import find_target
 from edge_awq.weights import read_layout
 
 _QUANT = ("recipe", "group_size", "symmetric", "head_bits")  # of the manifest's; it may also name the user's files
@@ -42,6 +45,7 @@ class Loaded:
         load_s: seconds until the engine was ready.
         threads: CPU threads that were asked for, None for the engine's own choice.
         weight_bytes_per_token: see edge_awq.runner.metrics.
+        manifest_sha256: names the bundle, as the manifest holds the hash of every other file.
     """
 
     manifest: Manifest
@@ -49,6 +53,7 @@ class Loaded:
     load_s: float
     threads: int | None
     weight_bytes_per_token: int
+    manifest_sha256: str
 
 
 def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None) -> Session:
@@ -68,7 +73,17 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))
     engine = load_runtime(manifest.runtime).open_engine(bundle, threads=threads, context=context)
     load_s = (time.monotonic_ns() - started_ns) / 1e9
-    return Session(engine, vocabulary, Loaded(manifest, started_ns, load_s, threads, weight_bytes))
+    sha256 = hash_file(bundle.path / MANIFEST)
+    return Session(engine, vocabulary, Loaded(manifest, started_ns, load_s, threads, weight_bytes, sha256))
+
+
+def measuring_device(bundle_path: Path | str) -> str:
+    """Whether the processor, "cpu", or a GPU, "gpu", does a bundle's work: what a meter is chosen for.
+
+    Raises:
+        EdgeAwqError: not a bundle.
+    """
+    return "cpu" if Bundle.open(bundle_path, verify=False).manifest.runtime in CPU_RUNTIMES else "gpu"
 
 
 class Session:
@@ -165,16 +180,32 @@ class Session:
         """
         return self.generate(self.encode_chat(messages), settings, **changes)
 
-    def summarize(self, tokens: Sequence[Token]) -> RunSummary:
+    def summarize(self, tokens: Sequence[Token], energy: RequestEnergy | None = None) -> RunSummary:
         """The numbers of the answer that ``generate`` or ``chat`` gave last; ``tokens`` are all of its records."""
         prompt_tokens = self.engine.length - max(len(tokens) - 1, 0)  # the last token is not in the cache
-        return summarize(tokens, prompt_tokens, self.loaded.load_s, self.loaded.weight_bytes_per_token)
+        return summarize(tokens, prompt_tokens, self.loaded.load_s, self.loaded.weight_bytes_per_token,
+                         energy.to_dict() if energy else None)
 
-    def open_log(self, folder: Path, settings: GenerationSettings) -> RunLog:
-        """Begin a run log in ``folder``; loading is its first phase. Its ``record`` goes around the stream."""
-        run_log = RunLog(folder, self._describe(settings), self.loaded.started_ns)
+    def memory_bandwidth_gb_s(self) -> float | None:
+        """Of the memory that the weights are read from, by the target's profile; None: not known."""
+        try:
+            target = find_target(self.loaded.manifest.target)
+        except EdgeAwqError:
+            return None  # a profile of the workstation's own
+        return getattr(getattr(target, "device", None), "bandwidth_gb_s", None)
+
+    def open_log(self, folder: Path, settings: GenerationSettings, meter: Monitor | None = None) -> RunLog:
+        """Begin a run log in ``folder``; loading is its first phase. Its ``record`` goes around the stream.
+
+        Args:
+            meter: started by the caller, who also stops it; None measures no power.
+        """
+        if meter is not None:
+            meter.ready()
+        run_log = RunLog(folder, self._describe(settings), self.loaded.started_ns, meter=meter)
         run_log.phase("load", (0, round(self.loaded.load_s * 1e9)))
-        run_log.warn("no_power_source", "nothing measures power here; every energy value is null")
+        if meter is None:
+            run_log.warn("no_power_source", "nothing measures power here; every energy value is null")
         return run_log
 
     def _describe(self, settings: GenerationSettings) -> dict[str, Any]:
@@ -184,9 +215,12 @@ class Session:
                 "name": manifest.name, "revision": manifest.revision, "family": manifest.family,
                 "precision": manifest.precision, "quant": {key: manifest.quant.get(key) for key in _QUANT},
                 "fingerprint": manifest.fingerprint, "weight_bytes_per_token": self.loaded.weight_bytes_per_token,
+                "bundle_sha256": self.loaded.manifest_sha256,
             },
             "engine": {"runtime": manifest.runtime, "target": manifest.target, "context": self.engine.context,
-                       "contract_version": manifest.contract_version, "compiled": manifest.engine},
+                       "contract_version": manifest.contract_version, "compiled": manifest.engine,
+                       "sha256": {name: entry["sha256"] for name, entry in manifest.files.items()
+                                  if name.startswith(f"{ENGINES}/")}},
             "sampling": dataclasses.asdict(settings.sampling),
             "settings": {"threads": self.loaded.threads, "max_tokens": settings.max_tokens,
                          "ignore_eos": settings.ignore_eos, "stop_strings": len(settings.stop)},

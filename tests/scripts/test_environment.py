@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
-SCRIPTS = [TOP / name for name in ("scripts/quickstart", "scripts/test", "scripts/environment.sh", ".ci/run")]
+SCRIPTS = [TOP / name for name in ("scripts/quickstart", "scripts/test", "scripts/environment.sh",
+                                   "scripts/jtop_environments", ".ci/run")]
 # Stands for an environment's interpreter: passes every check except that of CHECK, and notes what pip is asked for.
 FAKE_PYTHON = """#!/usr/bin/env bash
 case "$1" in

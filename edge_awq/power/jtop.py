@@ -1,0 +1,130 @@
+"""jtop: the client of jetson-stats (AGPL-3.0, an optional extra), imported only here, in the sampling process.
+
+Its ways that would cost numbers: ``start`` has no time limit when the service hangs, so the caller has one. ``ok`` ends
+silently when another client set a longer interval, so samples come by ``attach``; that repeats old ones, so those whose
+uptime did not change are dropped. ``avg`` is no mean over any stretch of ours, ``tot`` another sum on every board.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edge_awq.errors import EdgeAwqError
+from edge_awq.power.base import MeterChoice, Reading, Source
+from edge_awq.power.rails import find_totals
+
+_STARVED_S = 3.0  # the service answers, but its sensors' values do not change any more
+_REMEDIES = (
+    ("not active", "start it with 'sudo systemctl start jtop'; in a container mount /run, a socket alone goes stale"),
+    ("access", "'sudo usermod -aG jtop $USER' and log in again; in a container add --group-add with the gid of jtop"),
+    ("Mismatch version", "install the service's version of jetson-stats here, or use --meter ina3221"),
+    ("Mismatch of Python", "install jetson-stats with the service's Python version, or use --meter ina3221"),
+)
+_OTHERWISE = "look at 'systemctl status jtop', or use --meter ina3221, which needs no service"
+
+
+class Jtop:
+    """See the module's text."""
+
+    paces_itself = True
+
+    def __init__(self, choice: MeterChoice) -> None:
+        self._interval_s = choice.interval_s
+        self._socket = choice.jtop_socket
+        self._samples: queue.SimpleQueue[tuple[int, float, dict[str, Any]]] = queue.SimpleQueue()
+        self._last_uptime_s: float | None = None
+
+    def open(self) -> Source:
+        """Connect; hangs when the service does."""
+        try:
+            import jtop
+            from jtop import service
+        except ImportError as error:
+            raise EdgeAwqError(f"jtop: jetson-stats is not installed ({error})",
+                               hint="pip install 'edge-awq[jetson]', in the version of the board's service") from error
+        if self._socket is not None:
+            service.JTOP_PIPE = self._socket  # read whenever a client is made
+        self._failures = (jtop.JtopException, EOFError, OSError)
+        self._client = jtop.jtop(self._interval_s)
+        try:
+            self._client.start()
+        except self._failures as error:
+            raise _refused(error) from error
+        self._rails = tuple(sorted(_rails_mw(self._client.power)))
+        if not self._rails:
+            raise EdgeAwqError("jtop: the service reports no power rails on this machine",
+                               hint="it measures power on Jetson boards only; choose another meter, or --meter none")
+        self._client.attach(self._take)
+        self._heard_s = time.monotonic()
+        total, others, notes = find_totals(self._rails)
+        return Source("jtop", jtop.__version__, self._rails, total, self._client.interval, others, notes=notes)
+
+    def read(self) -> Sequence[Reading]:
+        """Every new sample, after waiting for one."""
+        found = []
+        try:
+            found.append(self._samples.get(timeout=max(self._client.interval, self._interval_s)))
+            while True:
+                found.append(self._samples.get_nowait())
+        except queue.Empty:
+            pass
+        try:
+            self._client.ok(spin=True)  # does not wait; raises what the reading thread met
+        except self._failures as error:
+            raise _refused(error) from error
+        now_s = time.monotonic()
+        if found:
+            self._heard_s = now_s
+        elif now_s - self._heard_s > max(_STARVED_S, 3 * self._client.interval):
+            raise EdgeAwqError(f"jtop: no new sample for {now_s - self._heard_s:.1f} s", hint=_OTHERWISE)
+        return [self._reading(*sample) for sample in found]
+
+    def _take(self, client: Any) -> None:
+        """Called by jtop's thread whenever it has read, also when nothing is new."""
+        t_ns, uptime_s = time.monotonic_ns(), client.uptime.total_seconds()
+        if uptime_s != self._last_uptime_s:
+            self._last_uptime_s = uptime_s
+            values = {"power": client.power, "temperature": client.temperature, "memory": dict(client.memory),
+                      "gpu": {name: client.gpu[name] for name in client.gpu}}
+            self._samples.put((t_ns, uptime_s, values))
+
+    def _reading(self, t_ns: int, uptime_s: float, values: dict[str, Any]) -> Reading:
+        power_mw = _rails_mw(values["power"])
+        gpu = next(iter(values["gpu"].values()), {})
+        zones = values["temperature"].items()
+        temperature_c = {name.lower(): zone["temp"] for name, zone in zones if zone.get("online")}
+        memory, frequency = values["memory"], gpu.get("freq", {})
+        return Reading(
+            t_ns, _began_ns(t_ns, uptime_s), tuple(power_mw.get(rail) for rail in self._rails),
+            source_uptime_s=uptime_s, gpu_load_pct=gpu.get("status", {}).get("load"),
+            gpu_mhz=_scaled(frequency.get("cur"), 1e-3), emc_mhz=_scaled(memory.get("EMC", {}).get("cur"), 1e-3),
+            ram_used_bytes=_scaled(memory.get("RAM", {}).get("used"), 1024),
+            temp_gpu_c=temperature_c.get("gpu"), temp_tj_c=temperature_c.get("tj"),
+        )
+
+
+def _rails_mw(power: Mapping[str, Any]) -> dict[str, float]:
+    """Milliwatts by rail; ``tot`` is a rail of its own exactly when it carries a name."""
+    rails = {name: values["power"] for name, values in power.get("rail", {}).items()
+             if "power" in values and values.get("online", True)}  # one that is off has no power, not 0
+    total = power.get("tot", {})
+    return {total["name"]: total["power"], **rails} if "name" in total and "power" in total else rails
+
+
+def _began_ns(t_ns: int, uptime_s: float) -> int:
+    """When the service began to read a sample: its uptime (CLOCK_BOOTTIME, cut to 10 ms) on our clock."""
+    asleep_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns()
+    return min(round(uptime_s * 1e9) - asleep_ns, t_ns)
+
+
+def _refused(error: Exception) -> EdgeAwqError:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
+    hint = next((remedy for words, remedy in _REMEDIES if words in reason), _OTHERWISE)
+    return EdgeAwqError(f"jtop: {reason}", hint=hint)
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor

@@ -1,0 +1,31 @@
+"""A run in one line: speed, joules per token, share of the memory roof; what is missing says why."""
+
+from __future__ import annotations
+
+from edge_awq.power.energy import LOST, MIN_SAMPLES, TOO_SHORT
+from edge_awq.runner.energy import RequestEnergy
+from edge_awq.runner.metrics import RunSummary, share_of_roof
+
+
+def speed_line(summary: RunSummary, energy: RequestEnergy, bandwidth_gb_s: float | None) -> str:
+    """The line that ends ``edge-awq run``."""
+    decode = f"{summary.decode_tok_s:.1f} tok/s" if summary.decode_tok_s else "one token"
+    share = share_of_roof(summary.weight_bytes_per_token, summary.decode_tok_s, bandwidth_gb_s)
+    roof = "memory roof not known" if share is None else f"{100 * share:.0f} % of the memory roof"
+    prefill = "" if summary.prefill_tok_s is None else f" at {summary.prefill_tok_s:.1f} tok/s"
+    return (f"[{summary.prompt_tokens} prompt tokens{prefill}, {summary.tokens} tokens at {decode}, {_joules(energy)}, "
+            f"{roof}, load {summary.load_s:.2f} s, peak memory {summary.peak_rss_bytes / 1e6:.0f} MB]")
+
+
+def _joules(energy: RequestEnergy) -> str:
+    if energy.meter is None:
+        return "energy not measured"
+    scope = energy.total_scope or "rails unknown"
+    if energy.mj_per_gen_tok is not None and energy.tok_per_j is not None:
+        return f"{energy.mj_per_gen_tok / 1e3:.3g} J/token ({scope}), {energy.tok_per_j:.3g} tok/s per W"
+    if energy.total_j is not None:
+        return f"{energy.total_j:.3g} J ({scope}) in all, decode alone too short to measure"
+    reasons = {TOO_SHORT: f"{energy.samples_decode} samples, {MIN_SAMPLES} are needed; generate more tokens",
+               LOST: f"the meter '{energy.meter}' was lost"}
+    problem = energy.total_problem if energy.total_problem == LOST else energy.decode_problem or energy.total_problem
+    return f"energy not measured ({reasons.get(problem, problem)})"
