@@ -22,6 +22,8 @@ setup(
         "edge_awq.model": ["families/*.toml"],
         "edge_awq.quantize": ["text/*.txt"],
         "edge_awq.profiles": ["*.toml"],
+        "edge_awq.plan": ["*.toml"],
+        "edge_awq.bench": ["*.csv"],
     },
     install_requires=[
         "click>=8.1",
@@ -34,17 +36,19 @@ setup(
         "onnx>=1.19",
         "onnx-graphsurgeon>=0.5.8",
         "onnxruntime>=1.23",
+        "platformdirs>=4",
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={
         "quantize": ["torch>=2.4"],
+        "plot": ["matplotlib>=3.8"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.
         "kernels": [
             "nvidia-cuda-nvrtc-cu12==12.6.85; platform_machine == 'x86_64'",
             "nvidia-cuda-cuobjdump==13.5.37; platform_machine == 'x86_64'",
             "nvidia-cuda-nvdisasm==13.5.37; platform_machine == 'x86_64'",
         ],
-        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11"],
+        "test": ["pytest>=8", "matplotlib>=3.8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11"],
     },
     entry_points={"console_scripts": ["edge-awq = edge_awq.cli:main"]},
 )

@@ -62,7 +62,8 @@ def main() -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("-t", "--target", default="cpu", show_default=True, help="What to build for; see 'edge-awq targets'.")
+@click.option("-t", "--target", default="cpu", show_default=True,
+              help="What to build for: a name of 'edge-awq targets', auto, or a profile.toml.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder.  [default: MODEL.bundle]")
 @click.option("--precision", type=click.Choice(["w4a16", "fp16"]), default="w4a16", show_default=True)
 @click.option("--recipe", type=click.Choice(["awq", "rtn"]), default="awq", show_default=True,
@@ -80,7 +81,8 @@ def build(**options: Any) -> None:
     request = BuildRequest.from_options(**options)
     bundle = run_build(request, _progress())
     size_bytes = sum(entry["bytes"] for entry in bundle.manifest.files.values())
-    click.echo(f"{bundle.path}: {size_bytes / 1e6:.1f} MB, try: edge-awq run {bundle.path} -p \"Hello\"", err=True)
+    attempt = f"run {bundle.path} -p \"Hello\"" if bundle.manifest.engine else f"inspect {bundle.path}"
+    click.echo(f"{bundle.path}: {size_bytes / 1e6:.1f} MB, try: edge-awq {attempt}", err=True)
 
 
 @main.command()
@@ -182,11 +184,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 @main.command()
 def targets() -> None:
-    """List what bundles can be built for."""
-    from edge_awq.target import load_targets
+    """List what bundles can be built for, and mark what this machine is."""
+    from edge_awq.describe import describe_targets
 
-    for target in load_targets():
-        click.echo(f"{target.name:<24} {target.kind:<14} {target.description}")
+    for line in describe_targets():
+        click.echo(line)
 
 
 def _progress() -> Progress:
