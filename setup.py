@@ -19,11 +19,11 @@ setup(
     packages=[*find_packages(include=["edge_awq*"]), "edge_awq.profiles"],
     package_dir={"edge_awq.profiles": "profiles"},
     package_data={
+        "edge_awq": ["shapes.toml"],
         "edge_awq.model": ["families/*.toml"],
         "edge_awq.quantize": ["text/*.txt"],
         "edge_awq.profiles": ["*.toml"],
-        "edge_awq.plan": ["*.toml"],
-        "edge_awq.bench": ["*.csv"],
+        "edge_awq.plan": ["*.csv"],
     },
     install_requires=[
         "click>=8.1",

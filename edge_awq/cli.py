@@ -191,6 +191,34 @@ def targets() -> None:
         click.echo(line)
 
 
+@main.command()
+@click.argument("model")
+@click.option("-t", "--target", help="What to plan for: a name of 'edge-awq targets', a profile.toml.  [default: auto]")
+@click.option("--context", type=click.IntRange(min=1), help="Tokens in the KV cache.  [default: target's]")
+@click.option("--precision", type=click.Choice(["w4a16", "fp16"]), help="[default: w4a16; a bundle's own]")
+@click.option("--mode", help="The Jetson's power mode.  [default: profile's]")
+@click.option("--all-targets", is_flag=True, help="One row for every known target.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(model: str, target: str | None, all_targets: bool, as_json: bool, **asked: Any) -> None:
+    """Forecast memory and speed of MODEL before anything is built.
+
+    MODEL is a checkpoint's folder, a bundle, a hub id (only its config.json is fetched), or an exact shape by name:
+    llama-2-7b, mpt-30b, falcon-7b ...
+    """
+    if all_targets and (target or asked["mode"]):
+        raise click.UsageError("--all-targets excludes --target and --mode")
+    from edge_awq.plan import Request, plan_for
+    from edge_awq.plan.show import show_matrix, show_plan
+
+    plans = plan_for(model, None if all_targets else target or "auto", Request(**asked))
+    if as_json:
+        found = [one.to_dict() for one in plans]
+        click.echo(json.dumps(found if all_targets else found[0], indent=1))
+        return
+    for line in show_matrix(plans) if all_targets else show_plan(plans[0]):
+        click.echo(line)
+
+
 def _progress() -> Progress:
     from edge_awq.progress import Bars, Lines
 
