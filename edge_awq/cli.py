@@ -219,6 +219,20 @@ def plan(model: str, target: str | None, all_targets: bool, as_json: bool, **ask
         click.echo(line)
 
 
+@main.command()
+@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The report's folder.")
+def report(results: tuple[Path, ...], output: Path) -> None:
+    """Draw the AWQ figure with RESULTS in it: result files, and run directories for their power over time.
+
+    Without RESULTS it shows the paper's values, the memory limits and what is predicted.
+    """
+    from edge_awq.bench.report import write_report
+
+    for path in write_report(results, output):
+        click.echo(str(path))
+
+
 def _progress() -> Progress:
     from edge_awq.progress import Bars, Lines
 

@@ -33,7 +33,7 @@ def from_table(kind: type[T], table: Any, where: str) -> T:
         EdgeAwqError: a key is missing or not known, or its value is of another type; ``where`` is named.
     """
     if not isinstance(table, dict):
-        raise EdgeAwqError(f"{where}: {table!r} stands where a table is expected", hint="write it as [section]")
+        raise EdgeAwqError(f"{where}: {table!r} stands where a table is expected", hint="write it as a table")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     missing = {name for name, field in known.items() if _is_required(field)} - set(table)
     if wrong := sorted((set(table) - set(known)) | missing):
@@ -49,8 +49,10 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotation says: a plain type, a dataclass, tuple[str, ...], dict[str, X] or X | None."""
+    """``value`` as the annotation says: a plain type, a dataclass, tuple[str, ...], dict[str, X], X | None or Any."""
     if isinstance(kind, UnionType):
+        if value is None:  # JSON has it, TOML does not
+            return None
         kind = next(part for part in get_args(kind) if part is not type(None))
     if is_dataclass(kind):
         return from_table(kind, value, where)
@@ -59,10 +61,15 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return {key: _value(get_args(kind)[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if origin is tuple and isinstance(value, list):
         return tuple(_value(get_args(kind)[0], entry, where) for entry in value)
+    return value if kind is Any else _plain(kind, value, where)
+
+
+def _plain(kind: Any, value: Any, where: str) -> Any:
+    """Text, numbers, truth; a whole number may stand for another."""
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if origin is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    if get_origin(kind) is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     word = {tuple: "a list", dict: "a table", float: "a number", int: "a whole number", str: "a text",
-            bool: "true or false"}[origin or kind]
+            bool: "true or false"}[get_origin(kind) or kind]
     raise EdgeAwqError(f"{where} = {value!r}, {word} is expected", hint="correct the value")
