@@ -4,9 +4,12 @@ import json
 import math
 
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from models import assert_refused, command, make_model
 
+import edge_awq.plan
 from edge_awq.bundle import Bundle
+from edge_awq.detect import Machine
 from edge_awq.layout import plan_layout
 from edge_awq.model.decoder import load_decoder
 from edge_awq.plan import Request, plan_for
@@ -117,6 +120,36 @@ def test_power_mode_costs_speed_and_bounds_energy():
 def test_sliding_windows_read_less():
     speeds = one("mistral-7b", "h200", context=32768).speeds
     assert speeds[-1].bytes_per_token - speeds[0].bytes_per_token == (4096 - 104) * 2 * 32 * 1024 * 2
+
+
+def test_this_machine_in_its_power_mode(monkeypatch):
+    orin = Machine("Jetson", ("nvidia,p3737-0000+p3701-0005", "nvidia,tegra234"), (), 64 << 30, "30W", 612.0)
+    monkeypatch.setattr(edge_awq.plan, "read_machine", lambda: orin)
+    plan = one("llama-2-7b", "auto")
+    assert (plan.target.name, plan.mode) == ("jetson-agx-orin-64gb", "MODE_30W")
+    assert one("llama-2-7b", "auto", mode="MAXN").mode == "MAXN"
+
+
+def test_of_a_hub_id_only_the_config_is_fetched(monkeypatch, built):
+    asked = []
+
+    def fetch(repo, name, revision):
+        asked.append((repo, name, revision))
+        return str(built / "model" / "config.json")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    assert one("org/name@v1", "rtx-4090").memory.weights == one(str(built / "model"), "rtx-4090").memory.weights
+    assert asked == [("org/name", "config.json", "v1")]
+
+
+@pytest.mark.parametrize(("error", "words"), [(LocalEntryNotFoundError, "hub cannot be reached"),
+                                              (OSError, "does not give its config.json")])
+def test_hub_that_fails(monkeypatch, error, words):
+    def fetch(*_, **__):
+        raise error("no way")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    assert_refused(command("plan", "org/name", "--target", "cpu"), "org/name", words)
 
 
 def test_unknown_watts_and_unknown_bandwidth_are_null():
