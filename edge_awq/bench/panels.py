@@ -87,9 +87,9 @@ def check_comparable(stored: Iterable[StoredResult]) -> None:
             raise EdgeAwqError(f"{other.path} and {one.path}: {result.device} has profile '{other.result.profile}' in "
                                f"one and '{result.profile}' in the other, so their limits differ",
                                hint="report them into separate folders")
-        key = (*_place(result), result.model, result.engine, result.precision, result.protocol, *tokens)
+        key = (*_place(result), result.group, result.engine, result.precision, result.protocol, *tokens)
         if key in seen:
-            raise EdgeAwqError(f"{seen[key].path} and {one.path}: both measure {result.model}, {result.engine} "
+            raise EdgeAwqError(f"{seen[key].path} and {one.path}: both measure {result.group}, {result.engine} "
                                f"{result.precision}, on {result.device} by protocol '{result.protocol}'; they "
                                "cannot be one bar", hint="leave one of them out, or report them into separate folders")
         seen[key] = one
@@ -102,7 +102,7 @@ def _figure_panel(target: Target, measured: list[Result]) -> Panel:
         papers = {seed.bar: seed for seed in seeds if seed.shape == shape}
         slots = tuple(_slot(target, shape, bar, measured, papers[bar]) for bar in BARS)
         groups[papers["awq_w4a16"].model] = slots
-    extra = [model for model in dict.fromkeys(result.model for result in measured)
+    extra = [model for model in dict.fromkeys(result.group for result in measured)
              if model not in {seed.shape for seed in seeds}]
     for model in extra:
         groups[model] = tuple(_slot(target, model, bar, measured, None) for bar in BARS)
@@ -114,13 +114,13 @@ def _measured_panel(place: tuple[str, str, str | None], measured: list[Result]) 
     target = next((target for target in load_targets() if target.name == profile), None)
     if target is not None and target.device is not None and mode in target.modes:
         target = replace(target, device=replace(target.device, default_mode=mode))
-    models = dict.fromkeys(result.model for result in measured)
+    models = dict.fromkeys(result.group for result in measured)
     groups = {model: tuple(_slot(target, model, bar, measured, None) for bar in BARS) for model in models}
     return Panel(_title(device, target, mode), target, groups)
 
 
 def _slot(target: Target | None, model: str, bar: str, measured: list[Result], paper: Seed | None) -> Slot:
-    found = next((result for result in measured if (result.model, _bar(result)) == (model, bar)), None)
+    found = next((result for result in measured if (result.group, _bar(result)) == (model, bar)), None)
     slot = Slot(bar, found, paper)
     if target is None or model not in shape_names():
         return slot

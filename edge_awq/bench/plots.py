@@ -139,7 +139,7 @@ def draw_power(run: Run) -> Figure:
     for style, (rail, watts) in zip(styles, run.rails_w.items(), strict=False):
         axis.plot(run.power_s, [value if value is not None else float("nan") for value in watts], color="#0072B2",
                   linewidth=1, linestyle=style, label=rail)
-    top = max(known(run.power_w), default=1.0) * 1.1
+    top = max(known(value for series in (run.power_w, *run.rails_w.values()) for value in series), default=1.0) * 1.1
     axis.vlines(run.token_s, -0.045 * top, -0.01 * top, color=COLORS["awq_w4a16"], linewidth=0.6, label="tokens")
     axis.set_ylim(-0.06 * top, top)
     axis.set_xlabel("seconds since the start of the run")

@@ -18,7 +18,7 @@ from edge_awq.bench.curves import context_curves
 from edge_awq.bench.panels import Panel, make_panels
 from edge_awq.bench.plots import draw_context, draw_figure, draw_power, plotting
 from edge_awq.bench.results import StoredResult, read_results
-from edge_awq.bench.runs import Run, known, read_run
+from edge_awq.bench.runs import Run, find_runs, known, read_run
 from edge_awq.bench.tables import FIGURE_HEAD, RESULTS_HEAD, RUNS_HEAD, Row, figure_rows, result_rows, run_rows
 from edge_awq.errors import EdgeAwqError
 from edge_awq.tables import markdown
@@ -81,7 +81,7 @@ def read_inputs(inputs: Sequence[Path]) -> tuple[list[StoredResult], list[Run]]:
     stored, runs = [], []
     for path in inputs:
         if path.is_dir():
-            runs.append(read_run(path))
+            runs += map(read_run, find_runs(path))
         elif path.is_file():
             stored += read_results(path)
         else:
@@ -96,7 +96,8 @@ def _write_all(folder: Path, stored: list[StoredResult], runs: list[Run], panels
     if runs:
         tables.append(Table("runs", "Runs", RUNS_HEAD, tuple(run_rows(runs))))
     pictures = {"figure": draw_figure(panels), "context": draw_context(context_curves(stored))}
-    pictures |= {f"power-{run.path.name}": draw_power(run) for run in runs if known(run.power_w)}
+    pictures |= {f"power-{run.path.name}": draw_power(run) for run in runs
+                 if any(map(known, (run.power_w, *run.rails_w.values())))}
     written = [path for name, picture in pictures.items() for path in _save(folder / name, picture)]
     written += [path for table in tables for path in _write_table(folder, table)]
     page = folder / PAGE

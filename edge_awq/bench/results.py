@@ -62,6 +62,7 @@ class Result:
         model: an exact shape's name, a hub id, or a bundle's name.
         engine: "edge-awq", "transformers", or another program.
         runtime: what the engine runs on, with its version: "tensorrt 10.3.0".
+        shape: the entry of shapes.toml that the model is exactly as large as, where ``model`` is another name.
         protocol: "figure", "realistic", or a name of its own.
         tok_s_median, tok_s_mad: of decoding, over the repeats; the median absolute deviation.
         j_per_token: energy of decoding per token, with idle power; None without a meter.
@@ -87,6 +88,7 @@ class Result:
     invalid_reasons: tuple[str, ...] = ()
     prefill_tok_s_median: float | None = None
     runtime: str | None = None
+    shape: str | None = None
 
     def __post_init__(self) -> None:
         name = f"result of {self.model} on {self.device}"
@@ -96,9 +98,17 @@ class Result:
         if self.oom != (self.tok_s_median is None):
             raise EdgeAwqError(f"{name}: oom is {self.oom} and tok_s_median {self.tok_s_median}",
                                hint="a result is either out of memory or has a rate")
+        if self.tok_s_median is not None and self.tok_s_median <= 0:
+            raise EdgeAwqError(f"{name}: tok_s_median = {self.tok_s_median:g} is no rate", hint="measure again")
         if self.valid == bool(self.invalid_reasons):
             raise EdgeAwqError(f"{name}: valid is {self.valid} and {len(self.invalid_reasons)} reasons are given",
                                hint="an invalid result says why, a valid one has no reasons")
+
+
+    @property
+    def group(self) -> str:
+        """Whose bars it stands with in the figure."""
+        return self.shape or self.model
 
 
 @dataclass(frozen=True)

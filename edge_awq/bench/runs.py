@@ -59,8 +59,23 @@ def read_run(folder: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        EdgeAwqError: it has no log, an empty one, one of another schema version, or one cut off before anything ran.
+        EdgeAwqError: it has no log, an empty one, one of another schema version, one cut off before anything ran, or
+            values that are none.
     """
+    try:
+        return _read_run(folder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgeAwqError(f"{folder}: the run is damaged ({error!r})",
+                           hint="copy it again, or leave it out") from error
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run directory itself, or those in the folder that ``edge-awq run --log`` was given."""
+    inside = sorted(path.parent for path in folder.glob(f"*/{LOG}"))
+    return inside if inside and not (folder / LOG).is_file() else [folder]
+
+
+def _read_run(folder: Path) -> Run:
     events, cut_off = _read_events(folder / LOG)
     start = events[0] if events else {}
     if start.get("event") != "start":
@@ -110,7 +125,9 @@ def _read_csv(path: Path, key: str) -> list[dict[str, str]]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
-        if key not in (reader.fieldnames or ()):
+        if reader.fieldnames is None:  # killed before the first line was on file
+            return []
+        if key not in reader.fieldnames:
             raise EdgeAwqError(f"{path}: no column {key}", hint="copy the run again, or leave it out")
         return [row for row in reader if None not in row.values() and (row[key] or "").isdigit()]
 

@@ -61,6 +61,12 @@ def test_invalid_results_are_left_out():
     assert not any(slot.measured for slot in slots(make_panels([disturbed])).values())
 
 
+def test_a_checkpoint_stands_with_its_shape():
+    checkpoint = stored(**AGX, model="meta-llama/Llama-2-7b-hf", shape="llama-2-7b")
+    panel = make_panels([checkpoint])[1]
+    assert panel.groups["Llama-2-7B"][2].measured is checkpoint.result
+
+
 def test_unknown_models_have_no_limit():
     found = slots(make_panels([stored(**H200, model="org/my-model")]))
     slot = found["H200, 4800 GB/s", "org/my-model", "awq_w4a16"]

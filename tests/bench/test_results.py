@@ -7,7 +7,7 @@ from made_results import AGX, result
 from made_runs import START, make_run
 
 from edge_awq.bench.results import SCHEMA, read_results, write_results
-from edge_awq.bench.runs import read_run
+from edge_awq.bench.runs import find_runs, read_run
 from edge_awq.errors import EdgeAwqError
 
 
@@ -37,8 +37,9 @@ def damaged(tmp_path, change):
     (lambda text: text.replace('"repeats": 5', '"repeats": "five"'), ["repeats", "whole number"]),
     (lambda text: text.replace('"w4a16"', '"w3a16"'), ["w3a16"]),
     (lambda text: text.replace('"oom": false', '"oom": true'), ["oom"]),
+    (lambda text: text.replace('"tok_s_median": 40.0', '"tok_s_median": 0'), ["no rate"]),
     (lambda text: text.replace('"valid": true', '"valid": false'), ["reasons"]),
-], ids=["empty", "cut", "version", "other", "list", "none", "key", "type", "precision", "oom", "invalid"])
+], ids=["empty", "cut", "version", "other", "list", "none", "key", "type", "precision", "oom", "zero", "invalid"])
 def test_refused_results(tmp_path, change, words):
     with pytest.raises(EdgeAwqError) as caught:
         read_results(damaged(tmp_path, change))
@@ -73,6 +74,19 @@ def test_a_run_without_meter_has_no_power(tmp_path):
     assert read_run(folder).power_w == ()
 
 
+@pytest.mark.parametrize("file", ["power.csv", "tokens.csv"])
+def test_a_run_killed_before_a_file_had_its_first_line(tmp_path, file):
+    folder = make_run(tmp_path)
+    (folder / file).write_text("")
+    run = read_run(folder)
+    assert {"power.csv": run.power_s, "tokens.csv": run.token_s}[file] == ()
+
+
+def test_runs_below_the_folder_of_the_log_option(tmp_path):
+    folder = make_run(tmp_path)
+    assert find_runs(tmp_path) == find_runs(folder) == [folder]
+
+
 def test_the_runner_s_own_log_is_read(tmp_path):
     from edge_awq.runner.generate import Token
     from edge_awq.runner.metrics import summarize
@@ -99,7 +113,9 @@ def write_lines(folder, *lines):
     (lambda folder: write_lines(folder, json.dumps(START)[:20]), ["no whole start event"]),
     (lambda folder: write_lines(folder, json.dumps(START), "{", "{}"), ["line 2 is damaged"]),
     (lambda folder: (folder / "power.csv").write_text("a,b\n1,2\n"), ["power.csv", "t_ns"]),
-], ids=["no-log", "empty", "version", "no-request", "no-start", "damaged", "columns"])
+    (lambda folder: (folder / "power.csv").write_text("t_ns,total_w\n1,x\n"), ["the run is damaged", "'x'"]),
+    (lambda folder: write_lines(folder, *(json.dumps(event) for event in (START, {"event": "phase"}))), ["damaged"]),
+], ids=["no-log", "empty", "version", "no-request", "no-start", "damaged", "columns", "values", "keys"])
 def test_refused_runs(tmp_path, break_it, words):
     folder = make_run(tmp_path)
     break_it(folder)
