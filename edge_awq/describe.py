@@ -73,5 +73,5 @@ def _target_row(target: Target) -> tuple[str, ...]:
     if device is None:
         return (target.name, target.kind, "", "", "", "", target.description)
     bandwidth = "-" if device.bandwidth_gb_s is None else f"{device.bandwidth_gb_s:g}"
-    return (target.name, target.kind, f"{device.memory_mib / 1024:.1f} GiB", bandwidth, str(device.sm_count),
+    return (target.name, target.kind, f"{device.memory_mib / 1024:.1f} GiB", bandwidth, str(device.sm_count or ""),
             " ".join(mode.removeprefix("MODE_") for mode in target.modes))

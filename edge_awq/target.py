@@ -62,18 +62,18 @@ class Device:
     """The hardware at its best; a power mode may allow less. None: not known.
 
     Attributes:
-        compute_capability: CUDA's, such as "8.7".
         memory_mib: memory that programs can have at most, as CUDA reports it.
         unified_memory: CPU and GPU share that memory.
+        compute_capability: CUDA's, such as "8.7"; None without a GPU, as is ``sm_count``.
         bandwidth_gb_s: of that memory; 1 GB is 1e9 bytes.
         fp16_tflops, int8_tops: dense tensor peaks, fp16 accumulation.
         default_mode: the power mode that forecasts assume; a key of the profile's modes.
     """
 
-    compute_capability: str
-    sm_count: int
     memory_mib: int
     unified_memory: bool
+    compute_capability: str | None = None
+    sm_count: int | None = None
     bandwidth_gb_s: float | None = None
     l2_mib: int | None = None
     gpu_mhz: float | None = None
@@ -190,7 +190,7 @@ def find_target(name: str) -> Target:
 
 def read_target(path: Path) -> Target:
     """Read one profile; a missing or unknown key, or a value of another type, is an error that names it."""
-    return from_table(Target, load_toml(path), path.name)
+    return from_table(Target, load_toml(path), str(path))
 
 
 def _read_own(path: Path) -> Target:

@@ -158,6 +158,19 @@ def test_unknown_watts_and_unknown_bandwidth_are_null():
     assert (speed.limit_tok_s, speed.predicted_tok_s) == (None, None)
 
 
+def test_a_computer_without_gpu_whose_bandwidth_is_known(tmp_path):
+    text = (profile_folder() / "cpu.toml").read_text().replace('"cpu"', '"pi"')
+    text += ('[device]\nmemory_mib = 8000\nunified_memory = true\nbandwidth_gb_s = 17.1\n'
+             '[forecast]\nefficiency = 0.6\nsource = "mine"\n')
+    (tmp_path / "pi.toml").write_text(text)
+    plan = one("tinyllama-1.1b", str(tmp_path / "pi.toml"))
+    speed = plan.speeds[0]
+    assert (plan.fits, plan.memory.available) == (True, 8000 << 20)
+    assert speed.limit_tok_s == pytest.approx(17.1e9 / speed.bytes_per_token)
+    assert speed.predicted_tok_s == pytest.approx(0.6 * speed.limit_tok_s)
+    assert plan.memory.kv_cache == 2 * 22 * 256 * 4 * plan.context  # float32 there
+
+
 def test_words_of_a_plan():
     shown = command("plan", "llama-2-7b", "--target", "jetson-agx-orin-64gb").out
     for words in ("fits: yes", "predicted, not measured: 80% of the memory limit", "Edge-LLM 77",

@@ -98,7 +98,7 @@ def test_several_own_folders(monkeypatch):
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
-    ("sm_count           = 8", "sm_counts = 8", ["own.toml: device", "sm_count,", "sm_counts"]),
+    ("memory_mib         = 7618", "memory_mb = 8000", ["own.toml: device", "memory_mb, memory_mib"]),
     ("memory_mib         = 7618", 'memory_mib = "8 GB"', ["own.toml: device: memory_mib = '8 GB'", "whole number"]),
     ("unified_memory     = true", "unified_memory = 1", ["unified_memory = 1", "true or false"]),
     ("watts   = 25", "watt = 25", ["own.toml: modes.25W", "watt"]),
