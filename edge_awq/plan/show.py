@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from edge_awq.plan.figure import BARS
 from edge_awq.plan.plan import Plan
+from edge_awq.plan.speed import INSTRUCTIONS_PER_WEIGHT
 from edge_awq.tables import render
 
 GIB = 1 << 30
@@ -24,7 +25,7 @@ def show_plan(plan: Plan) -> Iterator[str]:
     yield from _show_memory(plan)
     yield ""
     yield from _show_speed(plan)
-    if plan.seeds:
+    if plan.seeds and plan.mode == plan.target.device.default_mode:
         yield ""
         yield from _show_seeds(plan)
 
@@ -62,9 +63,13 @@ def _show_speed(plan: Plan) -> Iterator[str]:
     elif forecast is None:
         yield "no prediction: this target's profile assumes no efficiency"
     else:
-        yield f"predicted, not measured: {forecast.efficiency:.0%} of the memory limit ({forecast.source})"
-        if any(speed.bound == "instructions" for speed in plan.speeds):
-            yield "  in this power mode instructions bound it: at most 3 per weight, 128 a clock and SM"
+        bounds = {speed.bound for speed in plan.speeds}
+        yield "predicted, not measured:"
+        if "memory" in bounds:
+            yield f"  {forecast.efficiency:.0%} of the memory limit ({forecast.source})"
+        if "instructions" in bounds:
+            where = "in this power mode" if bounds == {"instructions"} else "where that is less"
+            yield f"  {where} instructions bound it: {INSTRUCTIONS_PER_WEIGHT:g} per weight, 128 a clock and SM"
         if plan.speeds[0].j_per_token is not None:
             yield "  J/token: the power mode's whole budget / predicted tok/s"
 

@@ -173,9 +173,11 @@ def test_a_computer_without_gpu_whose_bandwidth_is_known(tmp_path):
 
 def test_words_of_a_plan():
     shown = command("plan", "llama-2-7b", "--target", "jetson-agx-orin-64gb").out
-    for words in ("fits: yes", "predicted, not measured: 80% of the memory limit", "Edge-LLM 77",
+    for words in ("fits: yes", "predicted, not measured:\n  80% of the memory limit", "Edge-LLM 77",
                   "39 tok/s, 70% of the limit 55.6", "HF FP16    11 tok/s, 71% of the limit", "power mode MAXN"):
         assert words in shown, words
+    slow = command("plan", "llama-2-7b", "--target", "jetson-agx-orin-64gb", "--mode", "MODE_15W").out
+    assert "in this power mode instructions bound it: 3 per weight" in slow and "AWQ paper" not in slow
     refused = command("plan", "llama-2-7b", "--target", "jetson-orin-nano-8gb").out
     assert "fits: NO" in refused and "it would with --context" in refused
 
