@@ -7,11 +7,12 @@ from types import ModuleType
 
 from edge_awq.errors import EdgeAwqError
 
-# Kind of runtime, as a target's profile names it -> package that offers ``compile_bundle`` and ``open_engine``.
-RUNTIMES = {"onnxruntime": "edge_awq.engine.ort"}
 # Kinds whose engines are compiled on the device, by a later version: bundles for them hold no engine.
 ON_DEVICE = ("tensorrt",)
 NOT_YET = "this edge-awq cannot compile or run {kind} engines yet; it quantizes, exports and forecasts for them"
+
+# Kind of runtime, as a target's profile names it -> package that offers ``compile_bundle`` and ``open_engine``.
+RUNTIMES = {"onnxruntime": "edge_awq.engine.ort"}
 
 
 def load_runtime(kind: str) -> ModuleType:
