@@ -134,7 +134,7 @@ def draw_power(run: Run) -> Figure:
             axis.axvspan(phase.start_s, phase.end_s, color=PHASES.get(name, "#EEEEEE"), alpha=0.35, linewidth=0,
                          label=name if number == 0 else None)
     axis.plot(run.power_s, [value if value is not None else float("nan") for value in run.power_w], color=INK,
-              linewidth=1.5, label="total")
+              linewidth=1.5, label=f"total ({run.power_scope})" if run.power_scope else "total")
     styles = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
     for style, (rail, watts) in zip(styles, run.rails_w.items(), strict=False):
         axis.plot(run.power_s, [value if value is not None else float("nan") for value in watts], color="#0072B2",

@@ -31,7 +31,8 @@ class Run:
     Attributes:
         start: its first event: machine, model, power mode.
         requests: its request events.
-        power_s, power_w: times and total power of the samples; empty where nothing was measured.
+        power_s, power_w: times and total power of the samples; empty where nothing was measured. A meter that was
+            there first has samples from before the start.
         rails_w: power by rail, as many values as samples, None where a rail was not read.
         token_s: when each token was there.
         cut_off: the last line of the log is not whole.
@@ -47,6 +48,11 @@ class Run:
     rails_w: dict[str, tuple[float | None, ...]]
     token_s: tuple[float, ...]
     cut_off: bool
+
+    @property
+    def power_scope(self) -> str | None:
+        """What the total covers: "module", "gpu-board" ..."""
+        return (self.start.get("sampler") or {}).get("total_scope")
 
     @property
     def power_mode(self) -> str | None:
@@ -129,7 +135,7 @@ def _read_csv(path: Path, key: str) -> list[dict[str, str]]:
             return []
         if key not in reader.fieldnames:
             raise EdgeAwqError(f"{path}: no column {key}", hint="copy the run again, or leave it out")
-        return [row for row in reader if None not in row.values() and (row[key] or "").isdigit()]
+        return [row for row in reader if None not in row.values() and (row[key] or "").lstrip("-").isdigit()]
 
 
 def _number(text: str | None) -> float | None:

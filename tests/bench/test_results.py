@@ -52,10 +52,10 @@ def test_a_run_comes_back(tmp_path):
     run = read_run(make_run(tmp_path))
     assert [(phase.name, phase.start_s, phase.end_s) for phase in run.phases] == [("prefill", 1.0, 1.5),
                                                                                    ("decode", 1.5, 3.0)]
-    assert run.power_w == (10.0, None, 12.0) and run.power_s == (0.0, 0.1, 0.2)
+    assert run.power_w == (10.0, None, 12.0) and run.power_s == (-0.1, 0.1, 0.2)
     assert run.rails_w == {"VDD_IN": (10.0, None, 12.0)}
     assert run.token_s == (1.5, 1.6)
-    assert (run.power_mode, run.cut_off, len(run.requests)) == ("MAXN", False, 1)
+    assert (run.power_mode, run.power_scope, run.cut_off, len(run.requests)) == ("MAXN", "module", False, 1)
 
 
 def test_a_run_cut_off_in_its_last_line_is_read(tmp_path):
