@@ -59,7 +59,7 @@ def _show_speed(plan: Plan) -> Iterator[str]:
     yield ""
     forecast = plan.target.forecast
     if plan.speeds[0].limit_tok_s is None:
-        yield "no limit: this target's memory bandwidth is not known"
+        yield "no limit: this target's memory bandwidth is not known; a profile of your own can give bandwidth_gb_s"
     elif forecast is None:
         yield "no prediction: this target's profile assumes no efficiency"
     else:
