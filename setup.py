@@ -19,9 +19,11 @@ setup(
     packages=[*find_packages(include=["edge_awq*"]), "edge_awq.profiles"],
     package_dir={"edge_awq.profiles": "profiles"},
     package_data={
+        "edge_awq": ["shapes.toml"],
         "edge_awq.model": ["families/*.toml"],
         "edge_awq.quantize": ["text/*.txt"],
         "edge_awq.profiles": ["*.toml"],
+        "edge_awq.plan": ["*.csv"],
     },
     install_requires=[
         "click>=8.1",
@@ -34,12 +36,14 @@ setup(
         "onnx>=1.19",
         "onnx-graphsurgeon>=0.5.8",
         "onnxruntime>=1.23",
+        "platformdirs>=4",
         "tomli>=2; python_version < '3.11'",
     ],
     extras_require={
         "quantize": ["torch>=2.4"],
         "jetson": ["jetson-stats>=4.3"],  # AGPL-3.0: optional, imported only in the process that samples power
         "nvml": ["nvidia-ml-py>=12.535"],
+        "plot": ["matplotlib>=3.8"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.
         "kernels": [
             "nvidia-cuda-nvrtc-cu12==12.6.85; platform_machine == 'x86_64'",
@@ -48,6 +52,7 @@ setup(
         ],
         "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11",
                  "nvidia-ml-py>=12.535", "pyte>=0.8"],
+                 "matplotlib>=3.8"],
     },
     entry_points={"console_scripts": ["edge-awq = edge_awq.cli:main"]},
 )

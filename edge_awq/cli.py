@@ -67,7 +67,8 @@ def main() -> None:
 
 @main.command()
 @click.argument("model")
-@click.option("-t", "--target", default="cpu", show_default=True, help="What to build for; see 'edge-awq targets'.")
+@click.option("-t", "--target", default="cpu", show_default=True,
+              help="What to build for: a name of 'edge-awq targets', auto, or a profile.toml.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder.  [default: MODEL.bundle]")
 @click.option("--precision", type=click.Choice(["w4a16", "fp16"]), default="w4a16", show_default=True)
 @click.option("--recipe", type=click.Choice(["awq", "rtn"]), default="awq", show_default=True,
@@ -85,7 +86,8 @@ def build(**options: Any) -> None:
     request = BuildRequest.from_options(**options)
     bundle = run_build(request, _progress())
     size_bytes = sum(entry["bytes"] for entry in bundle.manifest.files.values())
-    click.echo(f"{bundle.path}: {size_bytes / 1e6:.1f} MB, try: edge-awq run {bundle.path} -p \"Hello\"", err=True)
+    attempt = f"run {bundle.path} -p \"Hello\"" if bundle.manifest.engine else f"inspect {bundle.path}"
+    click.echo(f"{bundle.path}: {size_bytes / 1e6:.1f} MB, try: edge-awq {attempt}", err=True)
 
 
 @main.command()
@@ -218,11 +220,53 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 @main.command()
 def targets() -> None:
-    """List what bundles can be built for."""
-    from edge_awq.target import load_targets
+    """List what bundles can be built for, and mark what this machine is."""
+    from edge_awq.describe import describe_targets
 
-    for target in load_targets():
-        click.echo(f"{target.name:<24} {target.kind:<14} {target.description}")
+    for line in describe_targets():
+        click.echo(line)
+
+
+@main.command()
+@click.argument("model")
+@click.option("-t", "--target", help="What to plan for: a name of 'edge-awq targets', a profile.toml.  [default: auto]")
+@click.option("--context", type=click.IntRange(min=1), help="Tokens in the KV cache.  [default: target's]")
+@click.option("--precision", type=click.Choice(["w4a16", "fp16"]), help="[default: w4a16; a bundle's own]")
+@click.option("--mode", help="The Jetson's power mode.  [default: profile's]")
+@click.option("--all-targets", is_flag=True, help="One row for every known target.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(model: str, target: str | None, all_targets: bool, as_json: bool, **asked: Any) -> None:
+    """Forecast memory and speed of MODEL before anything is built.
+
+    MODEL is a checkpoint's folder, a bundle, a hub id (only its config.json is fetched), or an exact shape by name:
+    llama-2-7b, mpt-30b, falcon-7b ...
+    """
+    if all_targets and (target or asked["mode"]):
+        raise click.UsageError("--all-targets excludes --target and --mode")
+    from edge_awq.plan import Request, plan_for
+    from edge_awq.plan.show import show_matrix, show_plan
+
+    plans = plan_for(model, None if all_targets else target or "auto", Request(**asked))
+    if as_json:
+        found = [one.to_dict() for one in plans]
+        click.echo(json.dumps(found if all_targets else found[0], indent=1))
+        return
+    for line in show_matrix(plans) if all_targets else show_plan(plans[0]):
+        click.echo(line)
+
+
+@main.command()
+@click.argument("results", nargs=-1, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The report's folder.")
+def report(results: tuple[Path, ...], output: Path) -> None:
+    """Draw the AWQ figure with RESULTS in it: result files, and run directories for their power over time.
+
+    Without RESULTS it shows the paper's values, the memory limits and what is predicted.
+    """
+    from edge_awq.bench.report import write_report
+
+    for path in write_report(results, output):
+        click.echo(str(path))
 
 
 @main.group()

@@ -1,4 +1,4 @@
-"""What ``edge-awq inspect`` shows: a bundle in words."""
+"""What ``edge-awq inspect`` and ``edge-awq targets`` show: a bundle and the known targets in words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from edge_awq.bundle import Bundle
+from edge_awq.detect import Machine, detect_target, mode_named, read_machine
+from edge_awq.tables import render
+from edge_awq.target import Target, load_targets
 
 
 def describe_bundle(bundle: Bundle) -> Iterator[str]:
@@ -47,3 +50,28 @@ def _describe_report(report: list[dict[str, Any]]) -> Iterator[str]:
 
 def _error(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.3g}"
+
+
+def describe_targets(machine: Machine | None = None) -> Iterator[str]:
+    """A table of every target, this machine's marked with *, and a line on the machine."""
+    machine = machine or read_machine()
+    targets = load_targets()
+    here = detect_target(machine, targets)
+    if here.name not in {target.name for target in targets}:
+        targets = (*targets, here)
+    head = ("", "target", "runtime", "memory", "GB/s", "SMs", "power modes")
+    yield from render(head, [("*" if target.name == here.name else "", *_target_row(target)) for target in targets],
+                      right=("memory", "GB/s", "SMs"))
+    mode = mode_named(here, machine.power_mode)
+    yield ""
+    yield (f"* this machine{f', {machine.model}' if machine.model else ''}"
+           f"{f', power mode {mode or machine.power_mode}' if machine.power_mode else ''}: --target auto")
+
+
+def _target_row(target: Target) -> tuple[str, ...]:
+    device = target.device
+    if device is None:
+        return (target.name, target.kind, "", "", "", "", target.description)
+    bandwidth = "-" if device.bandwidth_gb_s is None else f"{device.bandwidth_gb_s:g}"
+    return (target.name, target.kind, f"{device.memory_mib / 1024:.1f} GiB", bandwidth, str(device.sm_count or ""),
+            " ".join(mode.removeprefix("MODE_") for mode in target.modes))

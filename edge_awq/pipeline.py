@@ -20,7 +20,7 @@ from torch import Tensor
 
 from edge_awq import __version__
 from edge_awq.bundle import GRAPH, WEIGHTS, Bundle, Manifest, hash_file
-from edge_awq.engine import load_runtime
+from edge_awq.engine import NOT_YET, ON_DEVICE, load_runtime
 from edge_awq.export.graph import build_graph
 from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.layout import plan_layout
@@ -98,6 +98,10 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     if bundle := workspace.finished():
         progress.note(f"{bundle.path} is built already")
         return bundle
+    if request.target.kind in ON_DEVICE:
+        progress.note(f"{request.target.name}: {NOT_YET.format(kind=request.target.kind)}")
+    else:
+        load_runtime(request.target.kind)  # an unknown kind is refused before the work starts
     with workspace as work:
         copy_tokenizer(plan.source.folder, work.folder)
         calibration = _calibrate(plan, work, progress)
@@ -201,8 +205,10 @@ def _first_unit(plan: _Plan, ids: Tensor) -> tuple[dict[str, Tensor], Tensor | N
     return tensors, hidden
 
 
-def _compile(plan: _Plan, work: Workspace, calibration: Calibration, progress: Progress) -> dict[str, Any]:
-    """Compile for the target and check the result on some of the calibration text."""
+def _compile(plan: _Plan, work: Workspace, calibration: Calibration, progress: Progress) -> dict[str, Any] | None:
+    """Compile for the target and check the result on some of the calibration text; None where the device compiles."""
+    if plan.request.target.kind in ON_DEVICE:
+        return None
     probe = calibration.ids.flatten()[:PROBE_TOKENS].tolist()
     with progress.track("compile", 1) as advance:
         report = load_runtime(plan.request.target.kind).compile_bundle(work.folder, probe)
@@ -210,7 +216,7 @@ def _compile(plan: _Plan, work: Workspace, calibration: Calibration, progress: P
     return dataclasses.asdict(report)
 
 
-def _manifest(plan: _Plan, work: Workspace, calibration: Calibration, engine: dict[str, Any]) -> Manifest:
+def _manifest(plan: _Plan, work: Workspace, calibration: Calibration, engine: dict[str, Any] | None) -> Manifest:
     request, target = plan.request, plan.request.target
     quant = {}
     if request.precision != "fp16":

@@ -27,7 +27,8 @@ import click
 
 from bench_report import EngineRow, Sample, Turn, markdown_table, summarize
 from edge_awq.runner.machine import describe_cpu, describe_software
-from make_random_model import find_shape, make_random_model, shape_names
+from edge_awq.shapes import find_shape, shape_names
+from make_random_model import make_random_model
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".cache" / "bench"

@@ -8,53 +8,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from safetensors.torch import save_file
 
-from edge_awq.errors import EdgeAwqError
 from edge_awq.model.config import parse_config
 from edge_awq.model.family import find_family
 from edge_awq.progress import Bars, Lines, Progress, Quiet
-from edge_awq.toml import load_toml
+from edge_awq.shapes import Shape, find_shape, shape_names
 from hf_folder import hf_config, read_json, replacing, train_tokenizer, write_json, write_text_files
 from random_weights import RandomWeights, stored_name
 from stdlib_text import read_corpus
 
-SHAPES = Path(__file__).resolve().parent / "shapes.toml"
 RECORD = "random.json"  # what the folder was made from
 TOKENIZER_TEXT = 2_000_000  # characters
 TOKENIZER_SIZE = 8192  # entries at most; ids beyond them are legal for the model and stand for no text
 GAIN_SPREAD = 0.1
 DTYPE = torch.bfloat16
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One entry of shapes.toml: ``config`` has the keys of config.json, ``biases`` names the linears with one."""
-
-    name: str
-    config: dict[str, Any]
-    biases: tuple[str, ...] = ()
-
-
-def shape_names() -> tuple[str, ...]:
-    """All shapes in shapes.toml."""
-    return tuple(load_toml(SHAPES))
-
-
-def find_shape(name: str) -> Shape:
-    """The shape called ``name``; an unknown one is an error that lists those that exist."""
-    shapes = load_toml(SHAPES)
-    if name not in shapes:
-        raise EdgeAwqError(f"shape '{name}' is not known", hint=f"known: {', '.join(shapes)}; {SHAPES.name} takes more")
-    config = shapes[name]
-    biases = tuple(config.pop("biases", ()))
-    return Shape(name, config, biases)
 
 
 def make_random_model(folder: Path, shape: Shape, seed: int = 0, progress: Progress | None = None) -> Path:

@@ -7,6 +7,10 @@ from types import ModuleType
 
 from edge_awq.errors import EdgeAwqError
 
+# Kinds whose engines are compiled on the device, by a later version: bundles for them hold no engine.
+ON_DEVICE = ("tensorrt",)
+NOT_YET = "this edge-awq cannot compile or run {kind} engines yet; it quantizes, exports and forecasts for them"
+
 # Kind of runtime, as a target's profile names it -> package that offers ``compile_bundle`` and ``open_engine``.
 RUNTIMES = {"onnxruntime": "edge_awq.engine.ort"}
 CPU_RUNTIMES = {"onnxruntime"}  # the others' work is a GPU's
@@ -18,6 +22,8 @@ def load_runtime(kind: str) -> ModuleType:
     Raises:
         EdgeAwqError: there is none for that kind.
     """
+    if kind in ON_DEVICE:
+        raise EdgeAwqError(NOT_YET.format(kind=kind), hint="to run on this machine, build with --target cpu")
     if kind not in RUNTIMES:
-        raise EdgeAwqError(f"runtime '{kind}' is not known", hint=f"known: {', '.join(RUNTIMES)}")
+        raise EdgeAwqError(f"runtime '{kind}' is not known", hint=f"known: {', '.join((*RUNTIMES, *ON_DEVICE))}")
     return importlib.import_module(RUNTIMES[kind])

@@ -11,7 +11,8 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.model.config import parse_config
 from edge_awq.model.decoder import load_decoder, logits
 from edge_awq.model.family import find_family
-from make_random_model import Shape, find_shape, make_random_model, shape_names
+from edge_awq.shapes import Shape, find_shape, shape_names
+from make_random_model import make_random_model
 
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 600, "max_position_embeddings": 128}
@@ -58,7 +59,7 @@ def test_seed_decides_the_weights(tmp_path):
     assert (first / shard).read_bytes() == (same / shard).read_bytes() != (other / shard).read_bytes()
 
 
-@pytest.mark.parametrize("name", shape_names())
+@pytest.mark.parametrize("name", [name for name in shape_names() if not find_shape(name).counts])
 def test_every_shape_is_a_config_that_we_read(name):
     config = find_shape(name).config
     decoder = parse_config(config, find_family(config["model_type"]))

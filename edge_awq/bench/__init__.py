@@ -1,0 +1,1 @@
+"""BENCH: results of measurements, the figure they are compared with, reports."""

@@ -1,0 +1,156 @@
+"""Result files: what a benchmark measured, in numbers that others can compare. JSON, one schema, versioned.
+
+    {"schema": "edge-awq.results/1", "results": [{"device": ..., "tok_s_median": ..., ...}, ...]}
+
+Null is "not measured" or "not known", never 0. Out of memory is a result: ``oom`` true, every rate null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_awq.bundle import write_text
+from edge_awq.errors import EdgeAwqError
+from edge_awq.toml import from_table
+
+SCHEMA = "edge-awq.results/1"
+FIGURE_PROTOCOL = "figure"  # batch 1, a prompt of 4 tokens, 200 generated, median latency of a step
+OWN_ENGINE, BASELINE_ENGINE = "edge-awq", "transformers"
+PRECISIONS = ("w4a16", "fp16")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a result comes from; without power mode and clocks a Jetson's number cannot be repeated.
+
+    Attributes:
+        utc: when it was measured, ISO 8601 with Z.
+        power_mode: the Jetson's, by name.
+        clocks: highest and current clocks, in MHz by key.
+        power_scope: what the joules cover, such as "module" or "gpu-board".
+        bundle_sha256: of the bundle's manifest; engine_sha256: of the engine file.
+        random_weights: the exact shape with random weights; speed does not depend on their values.
+        run: name of the run directory with the raw samples.
+    """
+
+    utc: str
+    tool_version: str
+    software: dict[str, Any] = field(default_factory=dict)
+    power_mode: str | None = None
+    clocks: dict[str, Any] | None = None
+    power_scope: str | None = None
+    driver: str | None = None
+    l4t: str | None = None
+    bundle_sha256: str | None = None
+    engine_sha256: str | None = None
+    random_weights: bool | None = None
+    run: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model, engine and precision on one device, by one protocol.
+
+    Attributes:
+        device: in words, such as "Jetson AGX Orin 64GB".
+        profile: the target profile's name.
+        model: an exact shape's name, a hub id, or a bundle's name.
+        engine: "edge-awq", "transformers", or another program.
+        runtime: what the engine runs on, with its version: "tensorrt 10.3.0".
+        shape: the entry of shapes.toml that the model is exactly as large as, where ``model`` is another name.
+        protocol: "figure", "realistic", or a name of its own.
+        tok_s_median, tok_s_mad: of decoding, over the repeats; the median absolute deviation.
+        j_per_token: energy of decoding per token, with idle power; None without a meter.
+        oom: the model did not fit.
+        valid: nothing disturbed the run; ``invalid_reasons`` says what did.
+    """
+
+    device: str
+    profile: str
+    model: str
+    engine: str
+    precision: str
+    protocol: str
+    prompt_tokens: int
+    generated_tokens: int
+    repeats: int
+    tok_s_median: float | None
+    tok_s_mad: float | None
+    j_per_token: float | None
+    oom: bool
+    valid: bool
+    provenance: Provenance
+    invalid_reasons: tuple[str, ...] = ()
+    prefill_tok_s_median: float | None = None
+    runtime: str | None = None
+    shape: str | None = None
+
+    def __post_init__(self) -> None:
+        name = f"result of {self.model} on {self.device}"
+        if self.precision not in PRECISIONS:
+            raise EdgeAwqError(f"{name}: precision '{self.precision}' is not known",
+                               hint=f"known: {', '.join(PRECISIONS)}")
+        if self.oom != (self.tok_s_median is None):
+            raise EdgeAwqError(f"{name}: oom is {self.oom} and tok_s_median {self.tok_s_median}",
+                               hint="a result is either out of memory or has a rate")
+        if self.tok_s_median is not None and self.tok_s_median <= 0:
+            raise EdgeAwqError(f"{name}: tok_s_median = {self.tok_s_median:g} is no rate", hint="measure again")
+        if self.valid == bool(self.invalid_reasons):
+            raise EdgeAwqError(f"{name}: valid is {self.valid} and {len(self.invalid_reasons)} reasons are given",
+                               hint="an invalid result says why, a valid one has no reasons")
+
+
+    @property
+    def group(self) -> str:
+        """Whose bars it stands with in the figure."""
+        return self.shape or self.model
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A result and the file that it was read from."""
+
+    result: Result
+    path: Path
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Write a result file, whole or not at all."""
+    table = {"schema": SCHEMA, "results": [dataclasses.asdict(result) for result in results]}
+    write_text(path, json.dumps(table, indent=1, allow_nan=False) + "\n")
+
+
+def read_results(path: Path) -> list[StoredResult]:
+    """Read a result file.
+
+    Raises:
+        EdgeAwqError: it is empty, cut off, of another schema version, or says something impossible.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if not text.strip():
+        raise EdgeAwqError(f"{path}: the file is empty", hint="measure again, or leave it out")
+    try:
+        table = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise EdgeAwqError(f"{path}: cut off or no JSON ({error})", hint="copy it again, or leave it out") from error
+    schema = table.get("schema") if isinstance(table, dict) else None
+    if schema != SCHEMA:
+        raise EdgeAwqError(f"{path}: {_about_schema(schema)}",
+                           hint=f"this edge-awq reads {SCHEMA}; measure again with it, or report with the version "
+                                "that wrote the file")
+    entries = table.get("results")
+    if not isinstance(entries, list) or not entries:
+        raise EdgeAwqError(f"{path}: it holds no results", hint="measure again, or leave it out")
+    return [StoredResult(from_table(Result, entry, f"{path}: result {number}"), path)
+            for number, entry in enumerate(entries, 1)]
+
+
+def _about_schema(schema: Any) -> str:
+    if isinstance(schema, str) and schema.startswith("edge-awq.results/"):
+        return f"results of schema version {schema.rpartition('/')[2]}, not {SCHEMA.rpartition('/')[2]}"
+    return f"no result file (schema {schema!r})"

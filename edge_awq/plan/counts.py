@@ -1,0 +1,121 @@
+"""A model in numbers: the matrices that a token passes, and what its keys and values take. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_awq.model.config import DecoderConfig, read_config
+from edge_awq.model.family import Family
+from edge_awq.shapes import Shape
+from edge_awq.toml import from_table
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One decoder in canonical numbers.
+
+    Attributes:
+        linears: canonical name -> (N, K) of every matrix in a block, in the order of the forward pass.
+        norms: vectors of ``hidden_size`` in a block's norms.
+        kv_size: elements of a key, and of a value, of one token in one layer.
+        rotary_size: rotated elements of a head; 0 without rotary positions.
+        windows: per layer, the number of newest positions a query sees; None sees all.
+    """
+
+    linears: dict[str, tuple[int, int]]
+    norms: int
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    kv_size: int
+    rotary_size: int
+    max_positions: int
+    windows: tuple[int | None, ...]
+    tied_head: bool
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of all matrices in all blocks."""
+        return self.num_layers * sum(rows * inputs for rows, inputs in self.linears.values())
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the output head."""
+        return self.vocab_size * self.hidden_size
+
+
+@dataclass(frozen=True)
+class ShapeCounts:
+    """``counts`` in shapes.toml: a decoder without biases whose attention is rotary or ALiBi."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    vocab_size: int
+    max_positions: int
+    gated_mlp: bool
+    tied_head: bool
+
+
+def counts_of(family: Family, config: DecoderConfig) -> Counts:
+    """The numbers of a decoder; a head that config.json does not tie counts as a matrix of its own.
+
+    Biases are left out: config.json does not know them, and they are less than 0.1 % of a model.
+    """
+    return Counts(
+        linears={name: config.linear_shape(name) for name in family.linears},
+        norms=len(family.norms),
+        num_layers=config.num_layers,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        kv_size=config.kv_size,
+        rotary_size=config.rope.rotary_size if config.rope else 0,
+        max_positions=config.max_positions,
+        windows=config.windows,
+        tied_head=bool(config.tied_head),
+    )
+
+
+def counts_in(folder: Path) -> Counts:
+    """The numbers of the checkpoint in ``folder``, from its config.json alone."""
+    return counts_of(*read_config(folder))
+
+
+def counts_of_shape(shape: Shape) -> Counts:
+    """The numbers of an exact shape."""
+    if shape.counts is not None:
+        return _from_words(from_table(ShapeCounts, shape.counts, f"shape {shape.name}: counts"))
+    return counts_of_config(shape.config)
+
+
+def counts_of_config(config: dict[str, Any]) -> Counts:
+    """The numbers of what would stand in a config.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return counts_in(Path(folder))
+
+
+def _from_words(counts: ShapeCounts) -> Counts:
+    hidden, inner = counts.hidden_size, counts.intermediate_size
+    q_size, kv_size = counts.num_heads * counts.head_size, counts.num_kv_heads * counts.head_size
+    mlp = {"gate": (inner, hidden)} if counts.gated_mlp else {}
+    return Counts(
+        linears={"q": (q_size, hidden), "k": (kv_size, hidden), "v": (kv_size, hidden), "o": (hidden, q_size),
+                 **mlp, "up": (inner, hidden), "down": (hidden, inner)},
+        norms=2,
+        num_layers=counts.num_layers,
+        hidden_size=hidden,
+        vocab_size=counts.vocab_size,
+        kv_size=kv_size,
+        rotary_size=0,
+        max_positions=counts.max_positions,
+        windows=(None,) * counts.num_layers,
+        tied_head=counts.tied_head,
+    )
