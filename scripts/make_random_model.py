@@ -74,7 +74,7 @@ def make_random_model(folder: Path, shape: Shape, seed: int = 0, progress: Progr
 
 def _shards(shape: Shape, seed: int) -> Iterator[dict[str, torch.Tensor]]:
     """The tensors of each shard by their names in the checkpoint; they are made when they are asked for."""
-    family = find_family(shape.config["model_type"])
+    family = find_family(shape.config)
     config = parse_config(shape.config, family)
     generator = torch.Generator().manual_seed(seed)
     random = RandomWeights(family, config, generator, GAIN_SPREAD, shape.biases, DTYPE)

@@ -34,16 +34,17 @@ class RopeSpec:
     max_positions: int = 2048
 
 
-def read_rope(raw: dict[str, Any], head_size: int, max_positions: int) -> RopeSpec:
-    """Read rope_theta and rope_scaling (before transformers 5) or rope_parameters (since)."""
-    table = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+def read_rope(table: dict[str, Any], head_size: int, max_positions: int) -> RopeSpec:
+    """Rotary positions from a table with rope_theta, partial_rotary_factor and a scaling's kind and parameters."""
     kind = table.get("rope_type", table.get("type", "default"))
     if kind not in SCALINGS:
         raise EdgeAwqError(f"config.json: rope scaling '{kind}' is not known", hint=f"known: {', '.join(SCALINGS)}")
-    theta = table.get("rope_theta", raw.get("rope_theta", 10000.0))
-    part = table.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-    spec = RopeSpec(float(theta), int(head_size * part), kind, dict(table), max_positions)
     try:
+        fraction = float(table["partial_rotary_factor"])
+        spec = RopeSpec(float(table["rope_theta"]), int(head_size * fraction), kind, dict(table), max_positions)
+        if not 0 < spec.rotary_size <= head_size or spec.rotary_size % 2:
+            raise EdgeAwqError(f"config.json: {fraction:g} of head size {head_size} cannot be rotated in pairs",
+                               hint="check head_dim and partial_rotary_factor")
         inverse_frequencies(spec)
     except (KeyError, TypeError, ZeroDivisionError, ValueError) as error:
         raise EdgeAwqError(

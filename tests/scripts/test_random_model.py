@@ -61,7 +61,7 @@ def test_seed_decides_the_weights(tmp_path):
 @pytest.mark.parametrize("name", shape_names())
 def test_every_shape_is_a_config_that_we_read(name):
     config = find_shape(name).config
-    decoder = parse_config(config, find_family(config["model_type"]))
+    decoder = parse_config(config, find_family(config))
     assert decoder.num_heads * decoder.head_size == decoder.hidden_size
 
 
@@ -72,7 +72,7 @@ def test_every_shape_is_a_config_that_we_read(name):
 ])
 def test_parameter_counts_are_the_published_ones(name, billions):
     shape = find_shape(name)
-    family = find_family(shape.config["model_type"])
+    family = find_family(shape.config)
     config = parse_config(shape.config, family)
     sizes = {linear: config.linear_shape(linear) for linear in (*family.linears, "embed", "head")}
     block = sum(sizes[linear][0] * sizes[linear][1] for linear in family.linears)
