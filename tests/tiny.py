@@ -44,6 +44,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-71-heads": ("FalconConfig", {"hidden_size": 1136, "num_attention_heads": 71, "ffn_hidden_size": 64}),
     "falcon-biased": ("FalconConfig", {"bias": True, "tie_word_embeddings": True}),
     "falcon-40b": ("FalconConfig", {"new_decoder_architecture": True, "num_attention_heads": 8, "num_kv_heads": 2}),
+    "falcon-11b": ("FalconConfig", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1,
+                                    "num_kv_heads": 2}),
     "qwen3": ("Qwen3Config", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "qwen3-window": ("Qwen3Config", {"head_dim": 32, "use_sliding_window": True, "sliding_window": 8,
                                      "max_window_layers": 1, "tie_word_embeddings": True}),
