@@ -30,10 +30,10 @@ def bundle(model, tmp_path_factory):
     return path
 
 
-FAMILIES = ["mpt", "mpt-112", "falcon", "falcon-40b", "qwen3", "phi3", "gpt-neox", "opt", "gemma2", "gemma3"]
+FAMILIES = ["mpt", "falcon", "falcon-40b", "falcon-11b", "qwen3", "phi3", "gpt-neox", "opt", "gemma2", "gemma3"]
 
 
-@pytest.mark.parametrize("architecture", ["llama3", "mistral", "qwen2", "tinyllama", *FAMILIES])
+@pytest.mark.parametrize("architecture", ["llama3", "mistral", "qwen2", "tinyllama", "mpt", "falcon", "opt", "gemma2"])
 def test_fp16_bundle_says_what_transformers_says(tmp_path, architecture):
     reference = make_model(tmp_path / "model", architecture, seed=1)  # seed 0 has ties between tokens
     assert command("build", tmp_path / "model", "-o", tmp_path / "b", "--precision", "fp16").code == 0
