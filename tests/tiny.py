@@ -23,6 +23,8 @@ BASE = {
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32, "rope_theta": 500000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+LONGROPE = {"rope_type": "longrope", "factor": 8.0, "rope_theta": 10000.0,
+            "short_factor": [1.0 + i / 16 for i in range(16)], "long_factor": [2.0 + i / 4 for i in range(16)]}
 
 # name -> (configuration class, what differs from BASE). One line per architecture that a family claims.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -51,6 +53,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
                                      "max_window_layers": 1, "tie_word_embeddings": True}),
     "phi3": ("Phi3Config", {"num_attention_heads": 8, "pad_token_id": 0}),
     "phi3-partial": ("Phi3Config", {"partial_rotary_factor": 0.5, "sliding_window": 8, "pad_token_id": 0}),
+    "phi3-longrope": ("Phi3Config", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256,
+                                     "pad_token_id": 0}),
     "gpt-neox": ("GPTNeoXConfig", {"num_attention_heads": 2}),
     "opt": ("OPTConfig", {"ffn_dim": 192, "pad_token_id": 0, "tie_word_embeddings": True}),
     "opt-gelu": ("OPTConfig", {"ffn_dim": 256, "activation_function": "gelu", "pad_token_id": 0}),

@@ -267,7 +267,10 @@ def _read_ropes(
     fraction = reader.number("rotary_fraction", default=1.0)
 
     def spec(table: dict[str, Any], theta: float) -> RopeSpec:
-        return read_rope({"rope_theta": theta, "partial_rotary_factor": fraction, **table}, head_size, max_positions)
+        beside = {"rope_theta": theta, "partial_rotary_factor": fraction}
+        if (original := raw.get("original_max_position_embeddings")) is not None:
+            beside["original_max_position_embeddings"] = original
+        return read_rope({**beside, **table}, head_size, max_positions)
 
     rope = spec(table.get("full_attention", table), reader.number("rope_theta", default=10000.0))
     local_theta = reader.number("local_rope_theta")
