@@ -84,7 +84,7 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     ({**NEOX, "rotary_pct": 0.1}, "0.1 of head size 32 cannot be rotated"),
     ({**NEOX, "rope_scaling": "yarn"}, "rope_parameters = 'yarn', a table is expected"),
     ({**NEOX, "original_max_position_embeddings": 32,
-      "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "1 factors for 4 frequencies"),
+      "rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "1 factors for 4"),
     ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ({**GEMMA, "attn_logit_softcapping": "soft"}, "attn_logit_softcapping = 'soft', a positive number"),
     ({**GEMMA, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0, a positive number"),
