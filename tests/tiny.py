@@ -56,6 +56,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-longrope": ("Phi3Config", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256,
                                      "pad_token_id": 0}),
     "gpt-neox": ("GPTNeoXConfig", {"num_attention_heads": 2}),
+    "gpt-neox-sequential": ("GPTNeoXConfig", {"use_parallel_residual": False, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}}),
     "opt": ("OPTConfig", {"ffn_dim": 192, "pad_token_id": 0, "tie_word_embeddings": True}),
     "opt-gelu": ("OPTConfig", {"ffn_dim": 256, "activation_function": "gelu", "pad_token_id": 0}),
     "gemma2": ("Gemma2Config", {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8,

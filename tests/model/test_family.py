@@ -79,7 +79,7 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     ({**FALCON, "new_decoder_architecture": True, "num_kv_heads": 3}, "4 query heads do not share 3 KV heads"),
     ({**FALCON, "activation": "snake"}, "activation 'snake' is not known"),
     ({**OPT, "do_layer_norm_before": False}, "do_layer_norm_before = False is not supported"),
-    ({**NEOX, "use_parallel_residual": 7}, "use_parallel_residual = 7"),
+    ({**NEOX, "use_parallel_residual": 7}, "no family of model type 'gpt_neox' has use_parallel_residual = 7"),
     ({**NEOX, "rotary_pct": 1.5}, "1.5 of head size 32 cannot be rotated"),
     ({**NEOX, "rotary_pct": 0.1}, "0.1 of head size 32 cannot be rotated"),
     ({**NEOX, "rope_scaling": "yarn"}, "rope_parameters = 'yarn', a table is expected"),
@@ -100,6 +100,7 @@ def test_one_model_type_can_have_several_families():
     assert find_family(FALCON).name == "falcon"
     assert find_family({**FALCON, "new_decoder_architecture": False, "multi_query": True}).name == "falcon"
     assert find_family({**FALCON, "new_decoder_architecture": True}).name == "falcon_new"
+    assert find_family({**NEOX, "use_parallel_residual": False}).name == "gpt_neox_sequential"
     one_norm = {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1}
     assert find_family({**FALCON, **one_norm}).name == "falcon_one_norm"
 
