@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.layout import plan_layout
-from edge_awq.model.decoder import load_decoder, run_block
+from edge_awq.model.decoder import embed_tokens, load_decoder, run_block
 from edge_awq.model.folds import fold_groups, has_act_scale
 from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head, to_half
 from edge_awq.quantize.unit import fold_scales, requantize
@@ -84,6 +85,28 @@ def test_no_block_of_any_architecture_gets_worse_than_plain_rounding(tmp_path, a
         assert {"awq": report.loss_awq, "rtn": report.loss_rtn}[report.kept] == min(report.loss_awq, report.loss_rtn)
         for fold in report.folds:
             assert fold.skipped or fold.loss_after <= fold.loss_before
+
+
+@pytest.mark.parametrize("architecture", ["mpt", "falcon-40b", "gpt-neox"])
+def test_outliers_behind_a_plain_activation_are_scaled_down(tmp_path, architecture):
+    """One of 64 inner channels is 30 times as large; a vector on the activation's output takes its scale."""
+    make_tiny(tmp_path, architecture)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.endswith(("up_proj.weight", "h_to_4h.weight")):
+            tensor[::64] *= 30
+    save_file(tensors, path)
+    decoder = load_decoder(tmp_path)
+    hidden = embed_tokens(decoder.config, decoder.embedding(), token_ids(decoder))
+    block, _ = quantize_block(decoder, 0, hidden, AWQ)
+    report = next(fold for fold in block.report.folds if fold.source == "act_scale")
+    assert report.ratio > 0 and report.loss_after < 0.7 * report.loss_before
+    assert block.report.kept == "awq" and block.report.loss_awq < block.report.loss_rtn
+    scale = block.tensors["act_scale.weight"]
+    large = torch.zeros(len(scale), dtype=torch.bool)
+    large[::64] = True
+    assert scale[large].median() < scale[~large].median()
 
 
 def test_the_worse_candidate_is_not_kept(tmp_path, monkeypatch):
