@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edge_awq.model.decoder import Decoder
 from edge_awq.model.folds import ACT_SCALE, has_act_scale
 from edge_awq.model.naming import block_tensors, outer_norm
@@ -33,9 +35,10 @@ def plan_layout(decoder: Decoder, precision: str, quant: QuantSpec, context: int
               for name, rope in config.ropes.items() for part in ("cos", "sin")]
     specs += [TensorSpec(name, "F32", hidden) for name in outer_norm(family, decoder.checkpoint)]
     for index in range(config.num_layers):
+        stored = block_tensors(family, decoder.checkpoint, index)
         prefix = f"blocks.{index}"
-        specs += [TensorSpec(f"{prefix}.{name}", "F32", (size,)) for name, size in _vectors(decoder, index).items()
-                  if bits < 16 or not name.startswith(ACT_SCALE)]
+        vectors = _vectors(decoder, stored, quantized=bits < 16)
+        specs += [TensorSpec(f"{prefix}.{name}", "F32", (size,)) for name, size in vectors.items()]
         specs += _by_kind([_matrix(f"{prefix}.{name}", config.linear_shape(name), bits, quant)
                            for name in family.linears])
     if head_bits < 16 or not decoder.tied_head:
@@ -43,17 +46,17 @@ def plan_layout(decoder: Decoder, precision: str, quant: QuantSpec, context: int
     return specs
 
 
-def _vectors(decoder: Decoder, index: int) -> dict[str, int]:
-    """Gains, biases and scales of a quantized block with their sizes: norms first, then the linears' biases."""
+def _vectors(decoder: Decoder, stored: Iterable[str], quantized: bool) -> dict[str, int]:
+    """Gains, biases and scales of a block with the tensors ``stored``, and their sizes: norms first, then linears."""
     config, family = decoder.config, decoder.family
     sizes = {}
-    for name in block_tensors(family, decoder.checkpoint, index):
+    for name in stored:
         layer, kind = name.split(".")
         if layer in family.norms:
             sizes[name] = config.norm_size(layer)
         elif kind == "bias":
             sizes[name] = config.linear_shape(layer)[0]
-    if has_act_scale(family, config):
+    if quantized and has_act_scale(family, config):
         sizes[f"{ACT_SCALE}.weight"] = config.intermediate_size
     return sizes
 
