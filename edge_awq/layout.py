@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from edge_awq.model.decoder import Decoder, block_tensors
+from collections.abc import Iterable
+
+from edge_awq.model.decoder import Decoder
+from edge_awq.model.folds import ACT_SCALE, has_act_scale
+from edge_awq.model.naming import block_tensors, outer_norm
 from edge_awq.quantize.int4 import IntGrid, grid_for
 from edge_awq.target import QuantSpec
 from edge_awq.weights import TensorSpec
@@ -15,7 +19,7 @@ def plan_layout(decoder: Decoder, precision: str, quant: QuantSpec, context: int
 
     Args:
         precision: "w4a16" or "fp16".
-        context: rows of the rotary tables.
+        context: rows of the rotary tables and of learned positions.
 
     Raises:
         EdgeAwqError: a linear's inputs divide into no group size.
@@ -23,24 +27,38 @@ def plan_layout(decoder: Decoder, precision: str, quant: QuantSpec, context: int
     config, family = decoder.config, decoder.family
     bits = {"w4a16": 4, "fp16": 16}[precision]
     head_bits = quant.head_bits if precision == "w4a16" else 16
-    rope = (context, config.rope.rotary_size // 2)
-    specs = [
-        TensorSpec("embed.weight", "F16", config.linear_shape("embed")),
-        TensorSpec("rope.cos", "F32", rope),
-        TensorSpec("rope.sin", "F32", rope),
-        TensorSpec("final_norm.weight", "F32", (config.hidden_size,)),
-    ]
+    hidden = (config.hidden_size,)
+    specs = [TensorSpec("embed.weight", "F16", config.linear_shape("embed"))]
+    if "positions" in family.names:
+        specs.append(TensorSpec("positions.weight", "F16", (context, *hidden)))
+    specs += [TensorSpec(f"{name}.{part}", "F32", (context, rope.rotary_size // 2))
+              for name, rope in config.ropes.items() for part in ("cos", "sin")]
+    specs += [TensorSpec(name, "F32", hidden) for name in outer_norm(family, decoder.checkpoint)]
     for index in range(config.num_layers):
         stored = block_tensors(family, decoder.checkpoint, index)
         prefix = f"blocks.{index}"
-        specs += [TensorSpec(f"{prefix}.{name}.weight", "F32", (config.hidden_size,)) for name in family.norms]
-        biases = [name for name in family.linears if f"{name}.bias" in stored]
-        specs += [TensorSpec(f"{prefix}.{name}.bias", "F32", config.linear_shape(name)[:1]) for name in biases]
+        vectors = _vectors(decoder, stored, quantized=bits < 16)
+        specs += [TensorSpec(f"{prefix}.{name}", "F32", (size,)) for name, size in vectors.items()]
         specs += _by_kind([_matrix(f"{prefix}.{name}", config.linear_shape(name), bits, quant)
                            for name in family.linears])
     if head_bits < 16 or not decoder.tied_head:
         specs += _matrix("head", config.linear_shape("head"), head_bits, quant)
     return specs
+
+
+def _vectors(decoder: Decoder, stored: Iterable[str], quantized: bool) -> dict[str, int]:
+    """Gains, biases and scales of a block with the tensors ``stored``, and their sizes: norms first, then linears."""
+    config, family = decoder.config, decoder.family
+    sizes = {}
+    for name in stored:
+        layer, kind = name.split(".")
+        if layer in family.norms:
+            sizes[name] = config.norm_size(layer)
+        elif kind == "bias":
+            sizes[name] = config.linear_shape(layer)[0]
+    if quantized and has_act_scale(family, config):
+        sizes[f"{ACT_SCALE}.weight"] = config.intermediate_size
+    return sizes
 
 
 def _matrix(name: str, shape: tuple[int, int], bits: int, quant: QuantSpec) -> list[TensorSpec]:

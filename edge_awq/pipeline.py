@@ -24,7 +24,7 @@ from edge_awq.engine import NOT_YET, ON_DEVICE, load_runtime
 from edge_awq.export.graph import build_graph
 from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.layout import plan_layout
-from edge_awq.model.decoder import Decoder, load_decoder
+from edge_awq.model.decoder import Decoder, embed_tokens, load_decoder
 from edge_awq.model.rope import rope_tables
 from edge_awq.model.source import Source, resolve_source
 from edge_awq.model.tokenizer import copy_tokenizer
@@ -196,12 +196,15 @@ def _store_weights(plan: _Plan, store: _Store, ids: Tensor, progress: Progress) 
 
 
 def _first_unit(plan: _Plan, ids: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Embedding and rotary tables, and the calibration's embedded tokens where the recipe looks at them."""
-    embed = plan.decoder.embed()
-    cos, sin = rope_tables(plan.decoder.config.rope, plan.context)
-    hidden = embed[ids] if plan.settings.needs_calibration else None
-    tensors = {"embed.weight": to_half("embed.weight", embed), "rope.cos": torch.from_numpy(cos),
-               "rope.sin": torch.from_numpy(sin)}
+    """Embedding and positions, and the calibration's embedded tokens where the recipe looks at them."""
+    config, tables = plan.decoder.config, plan.decoder.embedding()
+    hidden = embed_tokens(config, tables, ids) if plan.settings.needs_calibration else None
+    if "positions.weight" in tables:
+        tables["positions.weight"] = tables["positions.weight"][: plan.context]
+    tensors = {name: to_half(name, table) for name, table in tables.items()}
+    for name, rope in config.ropes.items():
+        cos, sin = rope_tables(rope, plan.context)
+        tensors |= {f"{name}.cos": torch.from_numpy(cos), f"{name}.sin": torch.from_numpy(sin)}
     return tensors, hidden
 
 

@@ -18,14 +18,12 @@ class Shape:
 
     Attributes:
         config: the keys of config.json.
-        biases: the linears that have one.
-        counts: the sizes in canonical words, where no family reads such a config.json yet.
+        biases: the linears and norms that have one.
     """
 
     name: str
     config: dict[str, Any]
     biases: tuple[str, ...] = ()
-    counts: dict[str, Any] | None = None
 
 
 def shape_names() -> tuple[str, ...]:
@@ -39,5 +37,5 @@ def find_shape(name: str) -> Shape:
     if name not in shapes:
         raise EdgeAwqError(f"shape '{name}' is not known", hint=f"known: {', '.join(shapes)}; {SHAPES.name} takes more")
     config = shapes[name]
-    biases, counts = tuple(config.pop("biases", ())), config.pop("counts", None)
-    return Shape(name, config, biases, counts)
+    biases = tuple(config.pop("biases", ()))
+    return Shape(name, config, biases)

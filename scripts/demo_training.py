@@ -109,7 +109,7 @@ def demo_config(settings: DemoSettings) -> dict[str, Any]:
 
 def initial_model(raw_config: dict[str, Any], seed: int) -> Model:
     """A model with random weights and all gains 1."""
-    family = find_family(str(raw_config["model_type"]))
+    family = find_family(raw_config)
     config = parse_config(raw_config, family)
     random = RandomWeights(family, config, torch.Generator().manual_seed(seed))
     # The embedding is the head too: at half the gain the first predictions are near uniform.

@@ -11,6 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from edge_awq.model.config import parse_config
+from edge_awq.model.family import find_family
 from stdlib_text import BOS, CHAT_TEMPLATE, EOS, SPECIAL_TOKENS
 
 
@@ -60,7 +62,7 @@ def write_text_files(folder: Path, config: dict[str, Any], tokenizer: Tokenizer)
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
         "eos_token": EOS,
-        "model_max_length": config["max_position_embeddings"],
+        "model_max_length": parse_config(config, find_family(config)).max_positions,
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     })

@@ -38,7 +38,8 @@ def make_random_model(folder: Path, shape: Shape, seed: int = 0, progress: Progr
     with replacing(folder) as partial:
         tokenizer = train_tokenizer(read_corpus(TOKENIZER_TEXT).training, min(TOKENIZER_SIZE, config["vocab_size"]))
         write_text_files(partial, config, tokenizer)
-        count = config["num_hidden_layers"] + (1 if config["tie_word_embeddings"] else 2)
+        parsed = parse_config(shape.config, find_family(shape.config))
+        count = parsed.num_layers + (1 if parsed.tied_head else 2)
         _write_shards(partial, _shards(shape, seed), count, progress or Quiet())
         write_json(partial / RECORD, record)
     return folder
@@ -46,16 +47,15 @@ def make_random_model(folder: Path, shape: Shape, seed: int = 0, progress: Progr
 
 def _shards(shape: Shape, seed: int) -> Iterator[dict[str, torch.Tensor]]:
     """The tensors of each shard by their names in the checkpoint; they are made when they are asked for."""
-    family = find_family(shape.config["model_type"])
+    family = find_family(shape.config)
     config = parse_config(shape.config, family)
     generator = torch.Generator().manual_seed(seed)
     random = RandomWeights(family, config, generator, GAIN_SPREAD, shape.biases, DTYPE)
-    yield {stored_name(family, "embed.weight"): random.matrix("embed"),
-           stored_name(family, "final_norm.weight"): random.gains()}
+    yield {stored_name(family, name): weight for name, weight in random.outer().items()}
     if not config.tied_head:
         yield {stored_name(family, "head.weight"): random.matrix("head")}
     for index in range(config.num_layers):
-        yield {stored_name(family, name, index): weight for name, weight in random.block().items()}
+        yield random.stored_block(index)
 
 
 def _write_shards(folder: Path, shards: Iterable[dict[str, torch.Tensor]], count: int, progress: Progress) -> None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from edge_awq.model.config import DecoderConfig
-from edge_awq.model.decoder import Decoder, logits
+from edge_awq.model.decoder import Decoder, embed_tokens, logits
 from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head
 from edge_awq.quantize.report import BlockReport
 from edge_awq.target import QuantSpec
@@ -30,8 +29,8 @@ class QuantizedModel:
 
 def quantize_model(decoder: Decoder, ids: torch.Tensor, settings: QuantizeSettings) -> QuantizedModel:
     """Quantize every block and the head; ids [sequences, tokens] calibrate."""
-    hidden = F.embedding(ids, decoder.embed()) if settings.needs_calibration else None
-    tensors, reports = {"embed.weight": decoder.embed()}, []
+    hidden = embed_tokens(decoder.config, decoder.embedding(), ids) if settings.needs_calibration else None
+    tensors, reports = dict(decoder.embedding()), []
     for index in range(decoder.config.num_layers):
         block, hidden = quantize_block(decoder, index, hidden, settings)
         tensors |= {f"blocks.{index}.{name}": tensor for name, tensor in block.tensors.items()}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from edge_awq.model.decoder import Decoder, Weights
+from edge_awq.model.folds import has_act_scale
 from edge_awq.model.rope import rope_tables
 from edge_awq.weights import StoredTensor, TensorSpec, WeightsWriter
 
@@ -81,8 +82,11 @@ class StoredDecoder(Decoder):
     def embed(self) -> torch.Tensor:
         return self.values["embed.weight"]
 
+    def positions(self) -> torch.Tensor:
+        return self.values["positions.weight"]
+
     def final_norm(self) -> Weights:
-        return {"final_norm.weight": self.values["final_norm.weight"]}
+        return {name: value for name, value in self.values.items() if name.startswith("final_norm.")}
 
     def head(self) -> torch.Tensor:
         return self.values["head.weight"]
@@ -96,10 +100,10 @@ def store(decoder: Decoder, path: Path, bits: int = 4, head_bits: int = 4, group
     """Write the weights file of ``decoder`` (linears of 4 or 16 bits); returns the decoder that it means."""
     tensors: dict[str, np.ndarray] = {}
     values: dict[str, np.ndarray] = {}
-    for name, source in _float_tensors(decoder).items():
-        layer, kind = name.rsplit(".", 1)
-        width = {"embed": 16, "head": head_bits}.get(layer, bits)
-        if kind == "bias" or layer.endswith("norm"):
+    for name, source in _float_tensors(decoder, bits).items():
+        layer = name.rpartition(".")[0]
+        width = {"embed": 16, "positions": 16, "head": head_bits}.get(layer, bits)
+        if source.ndim == 1:
             tensors[name] = values[name] = source
         elif width == 16:
             tensors[name] = values[name] = source.astype(np.float16)
@@ -109,14 +113,24 @@ def store(decoder: Decoder, path: Path, bits: int = 4, head_bits: int = 4, group
             values[name] = quantized.value
     if decoder.tied_head:
         tensors.pop("head.weight", None)  # the embedding serves
-    tensors["rope.cos"], tensors["rope.sin"] = rope_tables(decoder.config.rope, decoder.config.max_positions)
+    for name, rope in decoder.config.ropes.items():
+        tensors[f"{name}.cos"], tensors[f"{name}.sin"] = rope_tables(rope, decoder.config.max_positions)
     write_weights(path, tensors)
     meant = {name: torch.from_numpy(value.astype(np.float32)) for name, value in values.items()}
     return StoredDecoder(decoder.folder, decoder.family, decoder.config, decoder.checkpoint, meant)
 
 
-def _float_tensors(decoder: Decoder) -> dict[str, np.ndarray]:
-    tensors = {"embed.weight": decoder.embed(), **decoder.final_norm(), "head.weight": decoder.head()}
+def _float_tensors(decoder: Decoder, bits: int) -> dict[str, np.ndarray]:
+    tensors = {**decoder.embedding(), **decoder.final_norm(), "head.weight": decoder.head()}
     for index in range(decoder.config.num_layers):
-        tensors.update({f"blocks.{index}.{name}": tensor for name, tensor in decoder.block(index).items()})
+        tensors.update({f"blocks.{index}.{name}": tensor for name, tensor in _block(decoder, index, bits).items()})
     return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _block(decoder: Decoder, index: int, bits: int) -> Weights:
+    """A block as it is before it is quantized; scales of a plain MLP are random, so that leaving them out shows."""
+    block = decoder.block(index)
+    if bits < 16 and has_act_scale(decoder.family, decoder.config):
+        generator = torch.Generator().manual_seed(index)
+        block["act_scale.weight"] = torch.rand(decoder.config.intermediate_size, generator=generator) + 0.5
+    return block

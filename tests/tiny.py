@@ -23,6 +23,8 @@ BASE = {
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32, "rope_theta": 500000.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+LONGROPE = {"rope_type": "longrope", "factor": 8.0, "rope_theta": 10000.0,
+            "short_factor": [1.0 + i / 16 for i in range(16)], "long_factor": [2.0 + i / 4 for i in range(16)]}
 
 # name -> (configuration class, what differs from BASE). One line per architecture that a family claims.
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,8 +38,43 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", {"sliding_window": 8}),
     "mistral-full": ("MistralConfig", {"sliding_window": None}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "mpt": ("MptConfig", {"num_attention_heads": 2, "max_seq_len": 256, "tie_word_embeddings": True}),
+    "mpt-clipped": ("MptConfig", {"max_seq_len": 256, "attn_config": {"clip_qkv": 0.7, "softmax_scale": 0.2}}),
+    "mpt-112": ("MptConfig", {"hidden_size": 448, "num_hidden_layers": 1, "max_seq_len": 256}),
+    "mpt-3-heads": ("MptConfig", {"hidden_size": 192, "num_attention_heads": 3, "max_seq_len": 256}),
+    "falcon": ("FalconConfig", {"hidden_size": 320, "num_attention_heads": 5, "ffn_hidden_size": 256}),
+    "falcon-71-heads": ("FalconConfig", {"hidden_size": 1136, "num_attention_heads": 71, "ffn_hidden_size": 64}),
+    "falcon-biased": ("FalconConfig", {"bias": True, "tie_word_embeddings": True}),
+    "falcon-40b": ("FalconConfig", {"new_decoder_architecture": True, "num_attention_heads": 8, "num_kv_heads": 2}),
+    "falcon-11b": ("FalconConfig", {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1,
+                                    "num_kv_heads": 2}),
+    "qwen3": ("Qwen3Config", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
+    "qwen3-window": ("Qwen3Config", {"head_dim": 32, "use_sliding_window": True, "sliding_window": 8,
+                                     "max_window_layers": 1, "tie_word_embeddings": True}),
+    "phi3": ("Phi3Config", {"num_attention_heads": 8, "pad_token_id": 0}),
+    "phi3-partial": ("Phi3Config", {"partial_rotary_factor": 0.5, "sliding_window": 8, "pad_token_id": 0}),
+    "phi3-longrope": ("Phi3Config", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256,
+                                     "pad_token_id": 0}),
+    "gpt-neox": ("GPTNeoXConfig", {"num_attention_heads": 2}),
+    "gpt-neox-sequential": ("GPTNeoXConfig", {"use_parallel_residual": False, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}}),
+    "opt": ("OPTConfig", {"ffn_dim": 192, "pad_token_id": 0, "tie_word_embeddings": True}),
+    "opt-gelu": ("OPTConfig", {"ffn_dim": 256, "activation_function": "gelu", "pad_token_id": 0}),
+    "gemma2": ("Gemma2Config", {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8,
+                                "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+                                "tie_word_embeddings": True}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8,
+                                    "num_hidden_layers": 3, "layer_types": [
+                                        "sliding_attention", "full_attention", "sliding_attention"]}),
     "qwen2-window": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
 }
+# Architectures whose hidden size divides into no groups, so that they are stored with 16 bits.
+UNGROUPED = ("falcon-71-heads",)
+
+
+def stored_gain_offset(model: transformers.PreTrainedModel) -> float:
+    """1 where a stored gain w means 1 + w."""
+    return float(model.config.model_type.startswith("gemma"))
 
 
 def make_tiny(
@@ -53,7 +90,7 @@ def make_tiny(
             if name.endswith("bias"):
                 parameter.normal_(std=0.5)
             elif "norm" in name:
-                parameter.uniform_(0.5, 1.5)
+                parameter.uniform_(0.5, 1.5).sub_(stored_gain_offset(model))
             else:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
     model.save_pretrained(folder)

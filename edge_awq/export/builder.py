@@ -51,6 +51,21 @@ class GraphBuilder:
         self._initializers[name] = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
         return name
 
+    def scalar(self, name: str, value: float) -> str:
+        """A constant float32 scalar."""
+        self._initializers[name] = helper.make_tensor(name, TensorProto.FLOAT, [], [value])
+        return name
+
+    def vector(self, name: str, values: Sequence[float]) -> str:
+        """A constant float32 vector."""
+        self._initializers[name] = helper.make_tensor(name, TensorProto.FLOAT, [len(values)], values)
+        return name
+
+    def empty(self, name: str, shape: tuple[int, ...]) -> str:
+        """A constant float32 tensor without elements."""
+        self._initializers[name] = helper.make_tensor(name, TensorProto.FLOAT, shape, [])
+        return name
+
     def stored_shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor as it lies in the weights file.
 

@@ -24,8 +24,10 @@ from edge_awq.export.ops import (
     OPSET,
     function,
 )
+from edge_awq.model.alibi import alibi_slopes
 from edge_awq.model.config import DecoderConfig
 from edge_awq.model.family import Family
+from edge_awq.model.folds import ACT_SCALE
 from edge_awq.weights import StoredTensor
 
 END = 2**63 - 1  # slices to here go to the end
@@ -35,9 +37,36 @@ END = 2**63 - 1  # slices to here go to the end
 class _Decoder:
     """What every part of the graph is built from."""
 
-    family: Family
     config: DecoderConfig
     graph: GraphBuilder
+
+    def norm(self, name: str, x: str) -> str:
+        """The norm ``name`` of x, of the kind that the family uses."""
+        return NORMS[self.config.norm](self, name, x)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block of the decoder; its parts take the name of a tensor and return that of their output."""
+
+    decoder: _Decoder
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"blocks.{self.index}"
+
+    def norm(self, name: str, x: str) -> str:
+        return self.decoder.norm(f"{self.name}.{name}", x)
+
+    def linear(self, name: str, x: str) -> str:
+        return _linear(self.decoder, f"{self.name}.{name}", x)
+
+    def add(self, x: str, y: str, name: str) -> str:
+        return self.decoder.graph.node("Add", [x, y], f"{self.name}.{name}")
+
+    def mlp(self, x: str) -> str:
+        return MLPS[self.decoder.config.mlp](self, x)
 
 
 def build_graph(family: Family, config: DecoderConfig, layout: Mapping[str, StoredTensor]) -> onnx.ModelProto:
@@ -51,7 +80,7 @@ def build_graph(family: Family, config: DecoderConfig, layout: Mapping[str, Stor
         EdgeAwqError: a tensor is not stored, or its shape contradicts ``config``.
     """
     graph = GraphBuilder(layout)
-    decoder = _Decoder(family, config, graph)
+    decoder = _Decoder(config, graph)
     graph.input("input_ids", TensorProto.INT64, [1, "tokens"])
     graph.input("past_length", TensorProto.INT64, [1])
     graph.input("num_logits", TensorProto.INT64, [1])
@@ -59,7 +88,7 @@ def build_graph(family: Family, config: DecoderConfig, layout: Mapping[str, Stor
 
     x = _embed(decoder, "input_ids")
     for index in range(config.num_layers):
-        x = RESIDUALS[family.residual](decoder, f"blocks.{index}", index, x)
+        x = RESIDUALS[config.residual](_Block(decoder, index), x)
     _head(decoder, x)
     return _finish(graph, f"{family.name} decoder")
 
@@ -79,32 +108,74 @@ def _finish(graph: GraphBuilder, name: str) -> onnx.ModelProto:
 
 
 def _embed(decoder: _Decoder, ids: str) -> str:
-    graph = decoder.graph
-    table = graph.weight("embed.weight", decoder.config.linear_shape("embed"))
+    config, graph = decoder.config, decoder.graph
+    table = graph.weight("embed.weight", config.linear_shape("embed"))
     rows = graph.node("Gather", [table, ids], "embed.rows", axis=0)
-    return graph.node("Cast", [rows], "embed", to=TensorProto.FLOAT)
+    x = graph.node("Cast", [rows], "embed", to=TensorProto.FLOAT)
+    if config.embed_scale != 1.0:
+        x = graph.node("Mul", [x, graph.scalar("embed.scale", config.embed_scale)], "embed.scaled")
+    return POSITIONS[config.position](decoder, x)
+
+
+def _no_positions(decoder: _Decoder, x: str) -> str:
+    """Positions come in with the attention."""
+    return x
+
+
+def _learned_positions(decoder: _Decoder, x: str) -> str:
+    """x + table[past_length : past_length + tokens]."""
+    config, graph = decoder.config, decoder.graph
+    context, _ = graph.stored_shape("positions.weight")
+    table = graph.weight("positions.weight", (context, config.hidden_size))
+    tokens = graph.node("Shape", ["input_ids"], "positions.tokens", start=1)
+    end = graph.node("Add", ["past_length", tokens], "positions.end")
+    axis = graph.integers("positions.axis", 0)
+    rows = graph.node("Slice", [table, "past_length", end, axis], "positions.rows")
+    positions = graph.node("Cast", [rows], "positions", to=TensorProto.FLOAT)
+    return graph.node("Add", [x, positions], "embed.positioned")
 
 
 def _head(decoder: _Decoder, x: str) -> None:
     """Logits of the newest positions; the rest of x is cut off before the widest matrix of all."""
-    graph = decoder.graph
+    graph, cap = decoder.graph, decoder.config.logit_softcap
     first = graph.node("Neg", ["num_logits"], "newest.first")
     end, axis = graph.integers("newest.end", END), graph.integers("newest.axis", 1)
     newest = graph.node("Slice", [x, first, end, axis], "newest")
-    logits = _linear(decoder, "head", NORMS[decoder.family.norm](decoder, "final_norm", newest))
+    logits = _linear(decoder, "head", decoder.norm("final_norm", newest))
+    if cap is not None:
+        bound = graph.scalar("head.cap", cap)
+        ratio = graph.node("Div", [logits, bound], "head.ratio")
+        logits = graph.node("Mul", [graph.node("Tanh", [ratio], "head.tanh"), bound], "head.capped")
     graph.node("Identity", [logits], "logits")
 
 
-def _sequential(decoder: _Decoder, block: str, index: int, x: str) -> str:
+def _sequential(block: _Block, x: str) -> str:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
-    graph, norm, mlp = decoder.graph, NORMS[decoder.family.norm], MLPS[decoder.family.mlp]
-    mixed = _attention(decoder, block, index, norm(decoder, f"{block}.attn_norm", x))
-    x = graph.node("Add", [x, mixed], f"{block}.attn_residual")
-    return graph.node("Add", [x, mlp(decoder, block, norm(decoder, f"{block}.mlp_norm", x))], f"{block}.mlp_residual")
+    x = block.add(x, _attention(block, block.norm("attn_norm", x)), "attn_residual")
+    return block.add(x, block.mlp(block.norm("mlp_norm", x)), "mlp_residual")
 
 
-def _attention(decoder: _Decoder, block: str, index: int, x: str) -> str:
-    config, graph = decoder.config, decoder.graph
+def _parallel(block: _Block, x: str) -> str:
+    """x + attention(y) + mlp(y), y = norm(x)."""
+    y = block.norm("attn_norm", x)
+    return block.add(block.add(x, _attention(block, y), "attn_residual"), block.mlp(y), "mlp_residual")
+
+
+def _parallel_two_norms(block: _Block, x: str) -> str:
+    """x + attention(norm(x)) + mlp(other_norm(x))."""
+    mixed = _attention(block, block.norm("attn_norm", x))
+    return block.add(block.add(x, mixed, "attn_residual"), block.mlp(block.norm("mlp_norm", x)), "mlp_residual")
+
+
+def _sandwich(block: _Block, x: str) -> str:
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x)))."""
+    mixed = block.norm("post_attn_norm", _attention(block, block.norm("attn_norm", x)))
+    x = block.add(x, mixed, "attn_residual")
+    return block.add(x, block.norm("post_mlp_norm", block.mlp(block.norm("mlp_norm", x))), "mlp_residual")
+
+
+def _attention(block: _Block, x: str) -> str:
+    config, graph, index = block.decoder.config, block.decoder.graph, block.index
     cache = [1, config.num_kv_heads, "context", config.head_size]
     past = [graph.input(f"past_{part}_{index}", TensorProto.FLOAT, cache) for part in ("key", "value")]
     present = [f"present_{part}_{index}" for part in ("key", "value")]
@@ -112,36 +183,87 @@ def _attention(decoder: _Decoder, block: str, index: int, x: str) -> str:
         graph.output(name, TensorProto.FLOAT, cache)
     mixed = graph.call(
         CACHED_ATTENTION,
-        [*(_linear(decoder, f"{block}.{name}", x) for name in "qkv"), *past, "past_length",
-         *POSITIONS[decoder.family.position](decoder)],
-        [f"{block}.attention", *present],
+        [*(_heads(block, name, block.linear(name, x)) for name in "qkv"), *past, "past_length",
+         *_rope(block.decoder, index), _slopes(block.decoder)],
+        [f"{block.name}.attention", *present],
         num_heads=config.num_heads,
         kv_num_heads=config.num_kv_heads,
         head_size=config.head_size,
-        scale=config.head_size**-0.5,
+        scale=config.attention_scale,
         window=config.windows[index] or 0,
+        softcap=config.attention_softcap or 0.0,
     )
-    return _linear(decoder, f"{block}.o", mixed)
+    return block.linear("o", mixed)
 
 
-def _rope(decoder: _Decoder) -> list[str]:
-    """The cos and sin tables, [context, rotary_size / 2]."""
-    context, _ = decoder.graph.stored_shape("rope.cos")
-    shape = (context, decoder.config.rope.rotary_size // 2)
-    return [decoder.graph.weight(name, shape) for name in ("rope.cos", "rope.sin")]
+def _heads(block: _Block, name: str, x: str) -> str:
+    """q, k or v as the attention takes it: clipped, or each head normalized, where the model does so."""
+    config, graph = block.decoder.config, block.decoder.graph
+    if config.clip_qkv is not None:
+        bounds = [graph.scalar("clip.low", -config.clip_qkv), graph.scalar("clip.high", config.clip_qkv)]
+        x = graph.node("Clip", [x, *bounds], f"{block.name}.{name}_clipped")
+    if f"{block.name}.{name}_norm.weight" not in graph.layout:
+        return x
+    split = graph.integers("heads.split", 0, 0, -1, config.head_size)
+    joined = graph.integers("heads.joined", 0, 0, -1)
+    heads = graph.node("Reshape", [x, split], f"{block.name}.{name}_heads")
+    return graph.node("Reshape", [block.norm(f"{name}_norm", heads), joined], f"{block.name}.{name}_normed")
+
+
+def _rope(decoder: _Decoder, layer: int) -> list[str]:
+    """The cos and sin tables of a layer, [context, rotary_size / 2], without columns where nothing is rotated."""
+    config, graph = decoder.config, decoder.graph
+    rope = config.rope_of(layer)
+    if rope is None:
+        return [graph.empty(name, (config.max_positions, 0)) for name in ("no_rope.cos", "no_rope.sin")]
+    tables = [f"{config.rope_name(layer)}.{part}" for part in ("cos", "sin")]
+    context, _ = graph.stored_shape(tables[0])
+    return [graph.weight(name, (context, rope.rotary_size // 2)) for name in tables]
+
+
+def _slopes(decoder: _Decoder) -> str:
+    """ALiBi's slopes, [num_heads], zeros where there is none."""
+    config = decoder.config
+    none = config.alibi_max_bias is None
+    slopes = [0.0] * config.num_heads if none else alibi_slopes(config.num_heads, config.alibi_max_bias)
+    return decoder.graph.vector("alibi.slopes", slopes)
 
 
 def _rms_norm(decoder: _Decoder, name: str, x: str) -> str:
-    weight = decoder.graph.weight(f"{name}.weight", (decoder.config.hidden_size,))
-    return decoder.graph.node("RMSNormalization", [x, weight], name, axis=-1, epsilon=decoder.config.norm_eps)
+    inputs, epsilon = _norm_inputs(decoder, name, x), decoder.config.norm_eps
+    return decoder.graph.node("RMSNormalization", inputs, name, axis=-1, epsilon=epsilon)
 
 
-def _gated_mlp(decoder: _Decoder, block: str, x: str) -> str:
+def _layer_norm(decoder: _Decoder, name: str, x: str) -> str:
+    inputs, epsilon = _norm_inputs(decoder, name, x), decoder.config.norm_eps
+    return decoder.graph.node("LayerNormalization", inputs, name, axis=-1, epsilon=epsilon)
+
+
+def _norm_inputs(decoder: _Decoder, name: str, x: str) -> list[str]:
+    """x, the gain, and the bias where one is stored."""
+    graph, shape = decoder.graph, (decoder.config.norm_size(name.rpartition(".")[2]),)
+    kinds = ("weight", "bias") if f"{name}.bias" in graph.layout else ("weight",)
+    return [x, *(graph.weight(f"{name}.{kind}", shape) for kind in kinds)]
+
+
+def _gated_mlp(block: _Block, x: str) -> str:
     """down(activation(gate(x)) * up(x))."""
-    gate = _linear(decoder, f"{block}.gate", x)
-    active = ACTIVATIONS[decoder.config.activation](decoder.graph, f"{block}.activation", gate)
-    gated = decoder.graph.node("Mul", [active, _linear(decoder, f"{block}.up", x)], f"{block}.gated")
-    return _linear(decoder, f"{block}.down", gated)
+    graph, active = block.decoder.graph, _active(block, block.linear("gate", x))
+    gated = graph.node("Mul", [active, block.linear("up", x)], f"{block.name}.gated")
+    return block.linear("down", gated)
+
+
+def _plain_mlp(block: _Block, x: str) -> str:
+    """down(activation(up(x)) * act_scale), without the scale where none is stored."""
+    graph, inner = block.decoder.graph, _active(block, block.linear("up", x))
+    if (scale := f"{block.name}.{ACT_SCALE}.weight") in graph.layout:
+        factor = graph.weight(scale, (block.decoder.config.intermediate_size,))
+        inner = graph.node("Mul", [inner, factor], f"{block.name}.scaled")
+    return block.linear("down", inner)
+
+
+def _active(block: _Block, x: str) -> str:
+    return ACTIVATIONS[block.decoder.config.activation](block.decoder.graph, f"{block.name}.activation", x)
 
 
 def _linear(decoder: _Decoder, name: str, x: str) -> str:
@@ -191,10 +313,15 @@ def _silu(graph: GraphBuilder, name: str, x: str) -> str:
 
 # Words of family files and of DecoderConfig -> the function that builds them.
 Part = Callable[..., str]
-NORMS: dict[str, Part] = {"rms": _rms_norm}
-MLPS: dict[str, Part] = {"gated": _gated_mlp}
-RESIDUALS: dict[str, Part] = {"sequential": _sequential}
-POSITIONS: dict[str, Callable[[_Decoder], list[str]]] = {"rope": _rope}
+NORMS: dict[str, Part] = {"rms": _rms_norm, "layer": _layer_norm}
+MLPS: dict[str, Part] = {"gated": _gated_mlp, "plain": _plain_mlp}
+RESIDUALS: dict[str, Part] = {
+    "sequential": _sequential,
+    "parallel": _parallel,
+    "parallel_two_norms": _parallel_two_norms,
+    "sandwich": _sandwich,
+}
+POSITIONS: dict[str, Part] = {"rope": _no_positions, "alibi": _no_positions, "learned": _learned_positions}
 ACTIVATIONS: dict[str, Part] = {
     "silu": _silu,
     "gelu": lambda graph, name, x: graph.node("Gelu", [x], name),

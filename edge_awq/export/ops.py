@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
 DOMAIN = "edge_awq"
-CONTRACT_VERSION = 1  # opset version of DOMAIN; grows with every change of an op's signature or meaning
+CONTRACT_VERSION = 2  # opset version of DOMAIN; grows with every change of an op's signature or meaning
 OPSET = 23  # the first with RMSNormalization
 IR_VERSION = 11  # what came with opset 23
 
@@ -124,13 +124,29 @@ _ATTENTION = """
     is_near = Less (distance, reach)
     visible = And (is_past, is_near)
 
-    # softmax(scale * queries @ keys.T) @ values over what is visible
-    hidden_score = Constant <value_float = -3.4028234e38> ()
+    # scores = softcap(scale * queries @ keys.T) - slope * distance
     factor = Constant <value_float: float = @scale> ()
     key_columns = Transpose <perm = [0, 1, 2, 4, 3]> (keys)
     products = MatMul (queries, key_columns)
-    scaled = Mul (products, factor)
-    scores = Where (visible, scaled, hidden_score)               # [1, kv_heads, share, tokens, total]
+    scaled = Mul (products, factor)                              # [1, kv_heads, share, tokens, total]
+    cap = Constant <value_float: float = @softcap> ()
+    no_cap = Constant <value_float = 0.0> ()
+    any_cap = Constant <value_float = 1.0> ()
+    has_cap = Greater (cap, no_cap)
+    safe_cap = Where (has_cap, cap, any_cap)
+    ratio = Div (scaled, safe_cap)
+    bounded = Tanh (ratio)
+    capped = Mul (bounded, safe_cap)
+    bare = Where (has_cap, capped, scaled)
+    slope_shape = Concat <axis = 0> (kv_heads, rest, one, one)
+    head_slopes = Reshape (slopes, slope_shape)                  # [kv_heads, share, 1, 1]
+    float_distance = Cast <to = 1> (distance)
+    penalty = Mul (head_slopes, float_distance)                  # [kv_heads, share, tokens, total]
+    biased = Sub (bare, penalty)
+
+    # softmax(scores) @ values over what is visible
+    hidden_score = Constant <value_float = -3.4028234e38> ()
+    scores = Where (visible, biased, hidden_score)
     weights = Softmax <axis = -1> (scores)
     mixed_heads = MatMul (weights, values)
     mixed = Transpose <perm = [0, 3, 1, 2, 4]> (mixed_heads)
@@ -164,19 +180,23 @@ INT8_MATMUL = Op(
 
 CACHED_ATTENTION = Op(
     "CachedAttention",
-    """y = softmax(scale * q @ keys.T) @ values, causal, over the keys and values of the cache and of the new tokens
+    """y = softmax(softcap(scale * q @ keys.T) + slopes * (key position - query position)) @ values, causal
+
+    Keys and values are those of the cache and of the new tokens.
 
     q [1, tokens, num_heads * head_size], k and v [1, tokens, kv_num_heads * head_size] float32, not yet rotated;
     past_key, past_value float32 [1, kv_num_heads, capacity, head_size], of which past_length [1] int64 rows are valid
     and the rest is never read; past_length + tokens <= capacity; cos, sin [at least capacity, rotary_size / 2] float32.
     A token's position is its row in the cache. The leading rotary_size elements of each head of q and k are rotated,
-    pairs half of it apart. num_heads / kv_num_heads neighbouring query heads share one KV head. A query sees the
-    ``window`` newest positions, itself included; window 0: all. y has the shape of q; present_key and present_value are
-    the past with rows [past_length, past_length + tokens) replaced, which a kernel may do in place.
+    pairs half of it apart; rotary_size 0: none are. slopes [num_heads] float32 are ALiBi's, zeros where there is none.
+    softcap(x) is softcap * tanh(x / softcap), or x for softcap 0. num_heads / kv_num_heads neighbouring query heads
+    share one KV head. A query sees the ``window`` newest positions, itself included; window 0: all. y has the shape of
+    q; present_key and present_value are the past with rows [past_length, past_length + tokens) replaced, which a kernel
+    may do in place.
     """,
-    ("q", "k", "v", "past_key", "past_value", "past_length", "cos", "sin"),
+    ("q", "k", "v", "past_key", "past_value", "past_length", "cos", "sin", "slopes"),
     ("y", "present_key", "present_value"),
-    ("num_heads", "kv_num_heads", "head_size", "scale", "window"),
+    ("num_heads", "kv_num_heads", "head_size", "scale", "window", "softcap"),
     _ATTENTION,
 )
 

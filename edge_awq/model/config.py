@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.model.expression import evaluate
 from edge_awq.model.family import Family, find_family
 from edge_awq.model.rope import RopeSpec, read_rope
 
@@ -18,6 +20,7 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
 
@@ -27,8 +30,16 @@ class DecoderConfig:
     """The shape of one decoder, in canonical words; sizes count elements, positions and windows count tokens.
 
     Attributes:
+        norm, mlp, position, residual: the family's words for how a block is built.
+        rope: rotary positions, None where there are none; ``local_rope`` in layers with a window, None: as the others.
         windows: per layer, the number of newest positions a query sees (itself included); None sees all.
         tied_head: the head's weight is the embedding's.
+        attention_scale: factor on queries times keys.
+        attention_softcap, logit_softcap: scores, or logits, x become c * tanh(x / c); None leaves them alone.
+        alibi_max_bias: ALiBi's steepest slope is 2 ** -(alibi_max_bias / num_heads); None has no ALiBi.
+        clip_qkv: bound on the size of every element of q, k and v; None has no bound.
+        embed_scale: factor on embedded tokens; the head multiplies by the table as it is.
+        position_offset: rows of the stored table of learned positions before that of position 0.
     """
 
     hidden_size: int
@@ -41,9 +52,21 @@ class DecoderConfig:
     max_positions: int
     norm_eps: float
     activation: str
-    rope: RopeSpec
+    norm: str
+    mlp: str
+    position: str
+    residual: str
+    rope: RopeSpec | None
     windows: tuple[int | None, ...]
     tied_head: bool | None  # None: config.json does not say; the checkpoint decides
+    attention_scale: float
+    local_rope: RopeSpec | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    alibi_max_bias: float | None = None
+    clip_qkv: float | None = None
+    embed_scale: float = 1.0
+    position_offset: int = 0
 
     @property
     def q_size(self) -> int:
@@ -54,6 +77,24 @@ class DecoderConfig:
     def kv_size(self) -> int:
         """Output features of k, and of v."""
         return self.num_kv_heads * self.head_size
+
+    def rope_of(self, layer: int) -> RopeSpec | None:
+        """Rotary positions of a layer."""
+        return self.rope if self.local_rope is None or self.windows[layer] is None else self.local_rope
+
+    @property
+    def ropes(self) -> dict[str, RopeSpec]:
+        """Stored name -> every kind of rotary positions in the model; a layer's is found by ``rope_name``."""
+        found = {"rope": self.rope, "local_rope": self.local_rope}
+        return {name: spec for name, spec in found.items() if spec is not None}
+
+    def rope_name(self, layer: int) -> str:
+        """Name of the tables of a layer with rotary positions, a key of ``ropes``."""
+        return "rope" if self.rope_of(layer) is self.rope else "local_rope"
+
+    def norm_size(self, name: str) -> int:
+        """Elements that the canonical norm ``name`` normalizes together."""
+        return self.head_size if name in ("q_norm", "k_norm") else self.hidden_size
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """(N, K) = (output, input) features of the canonical linear ``name``."""
@@ -89,7 +130,7 @@ def read_config(folder: Path) -> tuple[Family, DecoderConfig]:
         raise EdgeAwqError(f"{path}: not valid JSON: {error}", hint="download the file again") from error
     if not isinstance(raw, dict):
         raise EdgeAwqError(f"{path}: a JSON object is expected", hint="download the file again")
-    family = find_family(str(raw.get("model_type")))
+    family = find_family(raw)
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method", "unknown")
         raise EdgeAwqError(
@@ -100,26 +141,24 @@ def read_config(folder: Path) -> tuple[Family, DecoderConfig]:
 
 
 def parse_config(raw: dict[str, Any], family: Family) -> DecoderConfig:
-    """Translate the keys of a config.json with the names that ``family`` gives."""
+    """Translate a config.json with the names that ``family`` gives.
+
+    Raises:
+        EdgeAwqError: a value is impossible, contradicts another, or asks for what the family's words do not describe.
+    """
+    family.check(raw)
     reader = _Reader(raw, family)
-    num_heads = reader.count("num_heads")
-    hidden_size = reader.count("hidden_size")
-    head_size = reader.count("head_size", default=hidden_size // num_heads)
+    num_heads, hidden_size = reader.count("num_heads"), reader.count("hidden_size")
     num_kv_heads = reader.count("num_kv_heads", default=num_heads)
-    max_positions = reader.count("max_positions")
-    num_layers = reader.count("num_layers")
+    head_size = _head_size(reader, hidden_size, num_heads)
+    max_positions, num_layers = reader.count("max_positions"), reader.count("num_layers")
     if num_heads % num_kv_heads:
         raise EdgeAwqError(
             f"config.json: {num_heads} query heads do not share {num_kv_heads} KV heads evenly",
             hint="the number of query heads must be a multiple of the number of KV heads",
         )
-    if head_size % 2:
-        raise EdgeAwqError(f"config.json: head size {head_size} is odd; rotary positions need pairs",
-                           hint="check num_attention_heads and head_dim")
-    name = reader.value("activation", default="silu")
-    if name not in ACTIVATIONS:
-        raise EdgeAwqError(f"config.json: activation '{name}' is not known",
-                           hint=f"known: {', '.join(sorted(ACTIVATIONS))}")
+    windows = _read_windows(raw, reader, num_layers)
+    rope, local_rope = _read_ropes(raw, reader, head_size, max_positions) if family.position == "rope" else (None, None)
     return DecoderConfig(
         hidden_size=hidden_size,
         intermediate_size=reader.count("intermediate_size"),
@@ -129,11 +168,23 @@ def parse_config(raw: dict[str, Any], family: Family) -> DecoderConfig:
         head_size=head_size,
         vocab_size=reader.count("vocab_size"),
         max_positions=max_positions,
-        norm_eps=reader.number("norm_eps", default=1e-6),
-        activation=ACTIVATIONS[name],
-        rope=read_rope(raw, head_size, max_positions),
-        windows=_read_windows(raw, num_layers),
-        tied_head=raw.get("tie_word_embeddings"),
+        norm_eps=reader.number("norm_eps", below=1.0),
+        activation=_read_activation(reader),
+        norm=family.norm,
+        mlp=family.mlp,
+        position=family.position,
+        residual=family.residual,
+        rope=rope,
+        windows=windows,
+        tied_head=_read_tied_head(reader),
+        attention_scale=reader.number("attention_scale", default=head_size**-0.5),
+        local_rope=local_rope,
+        attention_softcap=reader.number("attention_softcap"),
+        logit_softcap=reader.number("logit_softcap"),
+        alibi_max_bias=reader.number("alibi_max_bias") if family.position == "alibi" else None,
+        clip_qkv=reader.number("clip_qkv"),
+        embed_scale=reader.number("embed_scale", default=1.0),
+        position_offset=reader.value("position_offset", default=0),
     )
 
 
@@ -142,31 +193,97 @@ class _Reader:
 
     def __init__(self, raw: dict[str, Any], family: Family) -> None:
         self._raw = raw
-        self._keys = family.config
+        self._expressions = family.config
+        self._defaults = family.defaults
 
     def value(self, name: str, default: Any = None) -> Any:
-        found: Any = self._raw
-        for part in self._keys[name].split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        return default if found is None else found
+        """The first of the family's expressions that has a value, else its default, else ``default``."""
+        for expression in self._expressions.get(name, ()):
+            if (found := evaluate(expression, self._raw)) is not None:
+                return found
+        return self._defaults.get(name, default)
+
+    def key(self, name: str) -> str:
+        """What is written in config.json for ``name``."""
+        return " or ".join(self._expressions.get(name, (name,)))
 
     def count(self, name: str, default: int | None = None) -> int:
         value = self.value(name, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise EdgeAwqError(f"config.json: {self._keys[name]} = {value!r}, a positive whole number is expected",
-                               hint="download config.json again, or correct it")
+            raise self.wrong(name, value, "a positive whole number")
         return value
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float | None = None, below: float = math.inf) -> float | None:
+        """A number in (0, ``below``); None where neither config.json nor a default gives one."""
         value = self.value(name, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1:
-            raise EdgeAwqError(f"config.json: {self._keys[name]} = {value!r}, a small positive number is expected",
-                               hint="download config.json again, or correct it")
+        if value is None and below == math.inf:
+            return None
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < below:
+            raise self.wrong(name, value, "a positive number" if below == math.inf else "a small positive number")
         return float(value)
 
+    def wrong(self, name: str, value: Any, expected: str) -> EdgeAwqError:
+        """The error for a value that cannot be."""
+        return EdgeAwqError(f"config.json: {self.key(name)} = {value!r}, {expected} is expected",
+                            hint="download config.json again, or correct it")
 
-def _read_windows(raw: dict[str, Any], num_layers: int) -> tuple[int | None, ...]:
-    """Sliding windows per layer: from layer_types where it is given, else from the switches of Mistral and Qwen2."""
+
+def _head_size(reader: _Reader, hidden_size: int, num_heads: int) -> int:
+    """As config.json gives it, else what is left when the heads share the hidden size."""
+    given = reader.value("head_size")
+    if given is None and hidden_size % num_heads:
+        raise EdgeAwqError(f"config.json: {num_heads} heads do not share {hidden_size} hidden channels evenly",
+                           hint="download config.json again, or correct it")
+    head_size = reader.count("head_size", default=hidden_size // num_heads)
+    if head_size % 2:
+        raise EdgeAwqError(f"config.json: head size {head_size} is odd; positions and kernels need pairs",
+                           hint="check the number of heads and the size of a head")
+    return head_size
+
+
+def _read_activation(reader: _Reader) -> str:
+    name = reader.value("activation")
+    if name not in ACTIVATIONS:
+        raise EdgeAwqError(f"config.json: activation '{name}' is not known",
+                           hint=f"known: {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
+
+
+def _read_tied_head(reader: _Reader) -> bool | None:
+    tied = reader.value("tied_head")
+    if tied is not None and not isinstance(tied, bool):
+        raise reader.wrong("tied_head", tied, "true or false")
+    return tied
+
+
+def _read_ropes(
+    raw: dict[str, Any], reader: _Reader, head_size: int, max_positions: int
+) -> tuple[RopeSpec, RopeSpec | None]:
+    """rope_parameters (since transformers 5, perhaps one table for each kind of layer) or rope_scaling (before)."""
+    table = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(table, dict):
+        raise EdgeAwqError(f"config.json: rope_parameters = {table!r}, a table is expected",
+                           hint="download config.json again, or correct it")
+    fraction = reader.number("rotary_fraction", default=1.0)
+
+    def spec(table: dict[str, Any], theta: float) -> RopeSpec:
+        beside = {"rope_theta": theta, "partial_rotary_factor": fraction}
+        if (original := raw.get("original_max_position_embeddings")) is not None:
+            beside["original_max_position_embeddings"] = original
+        return read_rope({**beside, **table}, head_size, max_positions)
+
+    rope = spec(table.get("full_attention", table), reader.number("rope_theta", default=10000.0))
+    local_theta = reader.number("local_rope_theta")
+    local = table.get("sliding_attention", {})
+    return rope, None if local_theta is None else spec(local, local_theta)
+
+
+def _read_windows(raw: dict[str, Any], reader: _Reader, num_layers: int) -> tuple[int | None, ...]:
+    """Sliding windows per layer.
+
+    From layer_types where it is given; else every ``window_pattern``-th layer sees all, where the family has that
+    word; else from the switches of Mistral and Qwen2.
+    """
     window = raw.get("sliding_window")
     if window is None or raw.get("use_sliding_window") is False:
         return (None,) * num_layers
@@ -179,5 +296,8 @@ def _read_windows(raw: dict[str, Any], num_layers: int) -> tuple[int | None, ...
             raise EdgeAwqError(f"config.json: layer_types has {len(kinds)} entries for {num_layers} layers",
                                hint="download config.json again, or correct it")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    if reader.value("window_pattern") is not None:
+        pattern = reader.count("window_pattern")
+        return tuple(window if (layer + 1) % pattern else None for layer in range(num_layers))
     first = raw.get("max_window_layers", 0) if raw.get("use_sliding_window") else 0
     return tuple(window if layer >= first else None for layer in range(num_layers))

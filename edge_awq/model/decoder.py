@@ -1,8 +1,8 @@
 """The one decoder: every family's forward pass, driven by Family and DecoderConfig values, one block at a time.
 
 Weights are plain tables of float32 tensors by canonical name (``q.weight`` [N, K], ``q.bias`` [N],
-``attn_norm.weight`` [hidden]), so quantization can replace any of them and read any input of a linear
-through the ``linear`` argument, with nothing stored on a module.
+``attn_norm.weight`` [hidden], ``act_scale.weight`` [inner] where AWQ put one), so quantization can replace any of them
+and read any input of a linear through the ``linear`` argument, with nothing stored on a module.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from edge_awq.errors import EdgeAwqError
+from edge_awq.model.alibi import alibi_slopes
 from edge_awq.model.checkpoint import Checkpoint
 from edge_awq.model.config import DecoderConfig, read_config
 from edge_awq.model.family import Family
+from edge_awq.model.naming import block_tensors, check_block, check_shape, outer_norm, split_fused
 from edge_awq.model.rope import rope_tables
 
 Weights = dict[str, torch.Tensor]
 # linear(name, x, weights) -> y: how a block applies the canonical linear ``name`` to x [..., K].
 Linear = Callable[[str, torch.Tensor, Weights], torch.Tensor]
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+Norm = Callable[[str, torch.Tensor], torch.Tensor]  # name, x -> y
+Layer = Callable[[torch.Tensor], torch.Tensor]  # normed x -> what is added to the residual stream
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+_ACTIVATIONS: dict[str, Activation] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -52,19 +57,37 @@ class Decoder:
         """Token embedding, [vocab_size, hidden_size] float32."""
         return self._read_one(f"{self.family.names['embed']}.weight")
 
+    def positions(self) -> torch.Tensor:
+        """Learned positions, [max_positions, hidden_size] float32; what is stored before position 0 is left out."""
+        return self._read_one(f"{self.family.names['positions']}.weight")[self.config.position_offset :]
+
+    def embedding(self) -> Weights:
+        """What ``embed_tokens`` needs: ``embed.weight``, and ``positions.weight`` where positions are learned."""
+        tables = {"embed.weight": self.embed()}
+        return tables | {"positions.weight": self.positions()} if "positions" in self.family.names else tables
+
     def final_norm(self) -> Weights:
-        """Weights of the last norm: ``final_norm.weight`` [hidden_size]."""
-        return {"final_norm.weight": self._read_one(f"{self.family.names['final_norm']}.weight")}
+        """Weights of the last norm: ``final_norm.weight`` [hidden_size], and its bias where it has one."""
+        return self._read(outer_norm(self.family, self.checkpoint))
 
     def head(self) -> torch.Tensor:
         """Weight of the head, [vocab_size, hidden_size] float32."""
         return self.embed() if self.tied_head else self._read_one(f"{self.family.names['head']}.weight")
 
     def block(self, index: int) -> Weights:
-        """Weights of block ``index`` by canonical name."""
-        names = block_tensors(self.family, self.checkpoint, index)
-        tensors = self.checkpoint.read(names.values())
-        return {canonical: tensors[stored] for canonical, stored in names.items()}
+        """Weights of block ``index`` by canonical name; what the checkpoint fuses is split."""
+        weights = self._read(block_tensors(self.family, self.checkpoint, index))
+        return {name: split_fused(self.family, self.config, name.partition(".")[0], tensor)
+                for name, tensor in weights.items()}
+
+    def _read(self, names: dict[str, str]) -> Weights:
+        """Tensors by canonical name, gains of norms as they are multiplied."""
+        tensors = self.checkpoint.read(dict.fromkeys(names.values()))
+        return {
+            canonical: tensors[stored] + self.family.norm_offset if canonical.endswith("_norm.weight")
+            else tensors[stored]
+            for canonical, stored in names.items()
+        }
 
     def _read_one(self, name: str) -> torch.Tensor:
         return self.checkpoint.read([name])[name]
@@ -79,42 +102,16 @@ def load_decoder(folder: Path) -> Decoder:
     family, config = read_config(folder)
     decoder = Decoder(folder, family, config, Checkpoint(folder))
     checkpoint = decoder.checkpoint
-    hidden = (config.hidden_size,)
-    outer = {"embed": config.linear_shape("embed"), "final_norm": hidden}
+    outer = {"embed": config.linear_shape("embed"), "final_norm": (config.hidden_size,)}
+    if "positions" in family.names:
+        outer["positions"] = (config.max_positions + config.position_offset, config.hidden_size)
     if not decoder.tied_head:
         outer["head"] = config.linear_shape("head")
     for canonical, shape in outer.items():
-        _check_shape(checkpoint, f"{family.names[canonical]}.weight", shape)
+        check_shape(checkpoint, f"{family.names[canonical]}.weight", shape)
     for index in range(config.num_layers):
-        for canonical, stored in block_tensors(family, checkpoint, index).items():
-            layer, kind = canonical.split(".")
-            shape = hidden if layer in family.norms else config.linear_shape(layer)
-            _check_shape(checkpoint, stored, shape if kind == "weight" else shape[:1])
+        check_block(family, config, checkpoint, index)
     return decoder
-
-
-def block_tensors(family: Family, checkpoint: Checkpoint, index: int) -> dict[str, str]:
-    """Canonical tensor name -> name in the checkpoint, for block ``index``; biases only where there are any."""
-    prefix = family.block["prefix"].format(i=index)
-    names = {}
-    for layer in (*family.norms, *family.linears):
-        stored = f"{prefix}.{family.block[layer]}"
-        names[f"{layer}.weight"] = f"{stored}.weight"
-        if f"{stored}.bias" in checkpoint:
-            names[f"{layer}.bias"] = f"{stored}.bias"
-    return names
-
-
-def _check_shape(checkpoint: Checkpoint, name: str, expected: tuple[int, ...]) -> None:
-    found = checkpoint.shape(name)
-    if found is None:
-        raise EdgeAwqError(f"{checkpoint.folder}: tensor '{name}' is missing",
-                           hint="the checkpoint is not complete, or config.json belongs to another model")
-    if found != expected:
-        raise EdgeAwqError(
-            f"{checkpoint.folder}: tensor '{name}' has shape {list(found)}, but config.json says {list(expected)}",
-            hint="config.json belongs to another model, or one of the two files is damaged",
-        )
 
 
 @dataclass
@@ -139,8 +136,28 @@ def plain_linear(name: str, x: torch.Tensor, weights: Weights) -> torch.Tensor:
 
 
 def norm(config: DecoderConfig, name: str, x: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """RMSNorm over the last axis (arXiv 1910.07467)."""
-    return F.rms_norm(x, x.shape[-1:], weights[f"{name}.weight"], config.norm_eps)
+    """The norm ``name`` over the last axis, of the kind that the family uses."""
+    return _NORMS[config.norm](x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), config.norm_eps)
+
+
+def _rms_norm(x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """RMSNorm (arXiv 1910.07467), which has no bias."""
+    return F.rms_norm(x, x.shape[-1:], gain, eps)
+
+
+def _layer_norm(x: torch.Tensor, gain: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """LayerNorm (arXiv 1607.06450)."""
+    return F.layer_norm(x, x.shape[-1:], gain, bias, eps)
+
+
+def embed_tokens(config: DecoderConfig, tables: Weights, ids: torch.Tensor, past: int = 0) -> torch.Tensor:
+    """The first block's inputs for ids [batch, tokens] that follow ``past`` others: [batch, tokens, hidden_size].
+
+    ``tables`` are those of ``Decoder.embedding``.
+    """
+    x = F.embedding(ids, tables["embed.weight"]) * config.embed_scale
+    positions = tables.get("positions.weight")
+    return x if positions is None else x + positions[past : past + ids.shape[1]]
 
 
 def run_block(
@@ -152,8 +169,36 @@ def run_block(
     linear: Linear = plain_linear,
 ) -> torch.Tensor:
     """One block: x [batch, tokens, hidden] -> the same shape; with a cache, x continues the cached tokens."""
-    x = x + attention(config, index, weights, norm(config, "attn_norm", x, weights), cache, linear)
-    return x + mlp(config, weights, norm(config, "mlp_norm", x, weights), linear)
+
+    def normed(name: str, x: torch.Tensor) -> torch.Tensor:
+        return norm(config, name, x, weights)
+
+    def mix(x: torch.Tensor) -> torch.Tensor:
+        return attention(config, index, weights, x, cache, linear)
+
+    def feed(x: torch.Tensor) -> torch.Tensor:
+        return mlp(config, weights, x, linear)
+
+    return _RESIDUALS[config.residual](x, normed, mix, feed)
+
+
+def _sequential(x: torch.Tensor, normed: Norm, mix: Layer, feed: Layer) -> torch.Tensor:
+    x = x + mix(normed("attn_norm", x))
+    return x + feed(normed("mlp_norm", x))
+
+
+def _parallel(x: torch.Tensor, normed: Norm, mix: Layer, feed: Layer) -> torch.Tensor:
+    y = normed("attn_norm", x)
+    return x + mix(y) + feed(y)
+
+
+def _parallel_two_norms(x: torch.Tensor, normed: Norm, mix: Layer, feed: Layer) -> torch.Tensor:
+    return x + mix(normed("attn_norm", x)) + feed(normed("mlp_norm", x))
+
+
+def _sandwich(x: torch.Tensor, normed: Norm, mix: Layer, feed: Layer) -> torch.Tensor:
+    x = x + normed("post_attn_norm", mix(normed("attn_norm", x)))
+    return x + normed("post_mlp_norm", feed(normed("mlp_norm", x)))
 
 
 def attention(
@@ -168,16 +213,43 @@ def attention(
     batch, tokens, _ = x.shape
 
     def heads(name: str) -> torch.Tensor:
-        return linear(name, x, weights).view(batch, tokens, -1, config.head_size).transpose(1, 2)
+        y = linear(name, x, weights)
+        if config.clip_qkv is not None:
+            y = y.clamp(-config.clip_qkv, config.clip_qkv)
+        y = y.view(batch, tokens, -1, config.head_size)
+        if f"{name}_norm.weight" in weights:
+            y = norm(config, f"{name}_norm", y, weights)
+        return y.transpose(1, 2)
 
     seen = cache.keys[index].shape[2] if cache is not None and index in cache.keys else 0
-    cos, sin = (torch.from_numpy(table[seen:]) for table in rope_tables(config.rope, seen + tokens))
-    query, key, value = rotate(heads("q"), cos, sin), rotate(heads("k"), cos, sin), heads("v")
+    query, key, value = heads("q"), heads("k"), heads("v")
+    if (rope := config.rope_of(index)) is not None:
+        cos, sin = (torch.from_numpy(table[seen:]) for table in rope_tables(rope, seen + tokens))
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
     if cache is not None:
         key, value = cache.append(index, key, value)
-    mask = attention_mask(tokens, seen + tokens, config.windows[index])
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    bias = attention_bias(config, tokens, seen + tokens, config.windows[index])
+    mixed = _attend(config, query, key, value, bias)
     return linear("o", mixed.transpose(1, 2).reshape(batch, tokens, config.q_size), weights)
+
+
+def _attend(
+    config: DecoderConfig, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """softmax(softcap(scale * q @ k.T) + bias) @ v, over [batch, heads, tokens, head_size]."""
+    if config.attention_softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=config.attention_scale,
+                                              enable_gqa=True)
+    share = config.num_heads // config.num_kv_heads
+    key, value = (part.repeat_interleave(share, dim=1) for part in (key, value))
+    scores = softcapped(config.attention_scale * query @ key.transpose(-1, -2), config.attention_softcap)
+    hidden = bias if bias.dtype != torch.bool else torch.zeros(bias.shape).masked_fill_(~bias, -torch.inf)
+    return (scores + hidden).softmax(-1) @ value
+
+
+def softcapped(x: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """cap * tanh(x / cap), which stays within (-cap, cap); x itself without a cap."""
+    return x if cap is None else cap * torch.tanh(x / cap)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -195,15 +267,54 @@ def attention_mask(tokens: int, total: int, window: int | None) -> torch.Tensor:
     return visible if window is None else visible & (key > query - window)
 
 
+def attention_bias(config: DecoderConfig, tokens: int, total: int, window: int | None) -> torch.Tensor:
+    """What is added to the scores: ``attention_mask``, or with ALiBi float32 [num_heads, tokens, total]."""
+    mask = attention_mask(tokens, total, window)
+    if config.alibi_max_bias is None:
+        return mask
+    slopes = torch.from_numpy(alibi_slopes(config.num_heads, config.alibi_max_bias))
+    distance = torch.arange(total)[None, :] - torch.arange(total - tokens, total)[:, None]
+    return (slopes[:, None, None] * distance).masked_fill_(~mask, -torch.inf)
+
+
 def mlp(config: DecoderConfig, weights: Weights, x: torch.Tensor, linear: Linear = plain_linear) -> torch.Tensor:
-    """down(activation(gate(x)) * up(x)) on normed x [..., hidden]."""
-    act = _ACTIVATIONS[config.activation]
+    """The MLP of the family's kind on normed x [..., hidden]."""
+    return _MLPS[config.mlp](_ACTIVATIONS[config.activation], x, weights, linear)
+
+
+def _gated_mlp(act: Activation, x: torch.Tensor, weights: Weights, linear: Linear) -> torch.Tensor:
+    """down(activation(gate(x)) * up(x))."""
     return linear("down", act(linear("gate", x, weights)) * linear("up", x, weights), weights)
+
+
+def _plain_mlp(act: Activation, x: torch.Tensor, weights: Weights, linear: Linear) -> torch.Tensor:
+    """down(activation(up(x)) * act_scale), without the scale where AWQ put none."""
+    inner = act(linear("up", x, weights))
+    scale = weights.get("act_scale.weight")
+    return linear("down", inner if scale is None else inner * scale, weights)
+
+
+def head_logits(config: DecoderConfig, x: torch.Tensor, final_norm: Weights, head: torch.Tensor) -> torch.Tensor:
+    """Logits [..., vocab_size] of the last block's outputs x [..., hidden_size]."""
+    return softcapped(F.linear(norm(config, "final_norm", x, final_norm), head), config.logit_softcap)
 
 
 def logits(decoder: Decoder, ids: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
     """Logits of ids [batch, tokens] -> [batch, tokens, vocab_size], reading one block at a time."""
-    x = F.embedding(ids, decoder.embed())
-    for index in range(decoder.config.num_layers):
-        x = run_block(decoder.config, index, decoder.block(index), x, cache)
-    return F.linear(norm(decoder.config, "final_norm", x, decoder.final_norm()), decoder.head())
+    config = decoder.config
+    past = cache.keys[0].shape[2] if cache is not None and 0 in cache.keys else 0
+    x = embed_tokens(config, decoder.embedding(), ids, past)
+    for index in range(config.num_layers):
+        x = run_block(config, index, decoder.block(index), x, cache)
+    return head_logits(config, x, decoder.final_norm(), decoder.head())
+
+
+# Words of family files and of DecoderConfig -> what computes them.
+_NORMS = {"rms": _rms_norm, "layer": _layer_norm}
+_MLPS = {"gated": _gated_mlp, "plain": _plain_mlp}
+_RESIDUALS = {
+    "sequential": _sequential,
+    "parallel": _parallel,
+    "parallel_two_norms": _parallel_two_norms,
+    "sandwich": _sandwich,
+}

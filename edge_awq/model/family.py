@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.model.expression import lookup, parse_expression
 from edge_awq.toml import load_toml
 
 FOLDER = Path(__file__).parent / "families"
 
 # The words a family file may use. Each names one implementation in decoder.py and one in export/graph.py.
 WORDS = {
-    "norm": ("rms",),
-    "mlp": ("gated",),
-    "position": ("rope",),
-    "residual": ("sequential",),
+    "norm": ("rms", "layer"),
+    "mlp": ("gated", "plain"),
+    "position": ("rope", "alibi", "learned"),
+    "residual": ("sequential", "parallel", "parallel_two_norms", "sandwich"),
 }
+SPLITS = ("blocks", "grouped")  # how fused linears lie in one matrix; see naming.split_fused
+
+# Canonical configuration names: those that every family gives, by a key or a default, and those that some have.
+NEEDED = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_size", "max_positions", "norm_eps",
+          "activation")
+OPTIONAL = ("num_kv_heads", "head_size", "tied_head", "rope_theta", "local_rope_theta", "rotary_fraction",
+            "window_pattern", "alibi_max_bias", "position_offset", "clip_qkv", "attention_scale", "attention_softcap",
+            "logit_softcap", "embed_scale")
+OUTER = ("embed", "positions", "final_norm", "head")
+NORMS = ("attn_norm", "q_norm", "k_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm")
+LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
+FOLD_SOURCES = (*NORMS, *LINEARS, "activation")
+ABSENT = "none"  # in [match] and [require]: config.json has no such key, or null
 
 
 @dataclass(frozen=True)
@@ -30,15 +45,30 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """Linears that a checkpoint stores as one module; ``split`` is a word of SPLITS."""
+
+    into: tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family, read from ``families/<name>.toml``.
 
     Attributes:
         model_types: the values of ``model_type`` in config.json that belong here.
-        config: canonical configuration name -> key in config.json (dots reach into nested tables).
+        norm, mlp, position, residual: words of WORDS.
+        config: canonical configuration name -> expressions over keys of config.json, tried in order.
         names: canonical name -> module name in the checkpoint, outside the blocks.
-        block: the same inside a block, with ``prefix`` holding ``{i}``.
-        fold: the AWQ fold groups, in the order in which they are searched.
+        block: the same inside a block, with ``prefix`` holding ``{i}``; fused linears share a module.
+        fold: the AWQ fold groups, in the order in which they are searched. The source "activation" is the output of
+            a plain MLP's activation: see folds.py.
+        defaults: canonical configuration name -> value where config.json is silent.
+        fused: module name -> the linears that it holds.
+        match: key of config.json -> values with which a model belongs here, for families of one model type.
+        require: key of config.json -> values that this family can run; others are refused.
+        norm_offset: added to the stored gains of every norm.
     """
 
     name: str
@@ -47,43 +77,107 @@ class Family:
     mlp: str
     position: str
     residual: str
-    config: dict[str, str]
+    config: dict[str, tuple[str, ...]]
     names: dict[str, str]
     block: dict[str, str]
     fold: tuple[Fold, ...]
-
-    def __post_init__(self) -> None:
-        for field, words in WORDS.items():
-            word = getattr(self, field)
-            if word not in words:
-                raise EdgeAwqError(
-                    f"family '{self.name}': {field} = '{word}' is not known",
-                    hint=f"use one of: {', '.join(words)}",
-                )
+    defaults: dict[str, Any] = field(default_factory=dict)
+    fused: dict[str, Fused] = field(default_factory=dict)
+    match: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    require: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    norm_offset: float = 0.0
 
     @property
     def linears(self) -> tuple[str, ...]:
         """Canonical names of the linear layers in a block, in the order of the forward pass."""
-        return tuple(name for name in self.block if name != "prefix" and not name.endswith("_norm"))
+        return tuple(name for name in self.block if name in LINEARS)
 
     @property
     def norms(self) -> tuple[str, ...]:
         """Canonical names of the norms in a block."""
-        return tuple(name for name in self.block if name.endswith("_norm"))
+        return tuple(name for name in self.block if name in NORMS)
+
+    def fits(self, raw: Mapping[str, Any]) -> bool:
+        """Whether a config.json belongs to this family."""
+        return raw.get("model_type") in self.model_types and not _contradictions(self.match, raw)
+
+    def check(self, raw: Mapping[str, Any]) -> None:
+        """Refuse a config.json that asks for something that this family's words do not describe.
+
+        Raises:
+            EdgeAwqError: a key has a value outside ``require``.
+        """
+        for key, found in _contradictions(self.require, raw):
+            possible = " or ".join("absent" if value == ABSENT else repr(value) for value in self.require[key])
+            raise EdgeAwqError(f"config.json: {key} = {found!r} is not supported for family '{self.name}'",
+                               hint=f"models with {key} {possible} work")
+
+
+def _contradictions(conditions: Mapping[str, tuple[Any, ...]], raw: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Keys whose value in ``raw`` is none of those listed, and that value."""
+    found = {key: lookup(raw, key) for key in conditions}
+    return [(key, value) for key, value in found.items()
+            if (ABSENT if value is None else value) not in conditions[key]]
 
 
 def read_family(path: Path) -> Family:
     """Read one family file; an unknown or missing key is an error that names it."""
     table: dict[str, Any] = load_toml(path)
-    known = {field.name for field in fields(Family)}
-    if wrong := sorted(known ^ set(table)):
-        raise EdgeAwqError(
-            f"{path.name}: keys {', '.join(wrong)} are missing or not known",
-            hint=f"a family file has exactly: {', '.join(sorted(known))}",
-        )
-    table["model_types"] = tuple(table["model_types"])
-    table["fold"] = tuple(Fold(fold["source"], tuple(fold["linears"])) for fold in table["fold"])
-    return Family(**table)
+    _check_keys(path, "the file", table, [entry.name for entry in fields(Family) if entry.name != "fused"],
+                [entry.name for entry in fields(Family)
+                 if entry.default is MISSING and entry.default_factory is MISSING])
+    for word, choices in WORDS.items():
+        _check_word(path, word, table[word], choices)
+    block, fused = _read_block(path, table["block"])
+    folds = tuple(_read_fold(path, fold) for fold in table["fold"])
+    config = {name: tuple([entry] if isinstance(entry, str) else entry) for name, entry in table["config"].items()}
+    defaults = table.get("defaults", {})
+    _check_keys(path, "[config] and [defaults]", {**config, **defaults}, (*NEEDED, *OPTIONAL), NEEDED)
+    _check_keys(path, "[names]", table["names"], OUTER, ("embed", "final_norm", "head"))
+    for entries in config.values():
+        for entry in entries:
+            parse_expression(entry, path.name)
+    conditions = {kind: {key: tuple(values) if isinstance(values, list) else (values,)
+                         for key, values in table.get(kind, {}).items()} for kind in ("match", "require")}
+    return Family(**{**table, **conditions, "model_types": tuple(table["model_types"]), "config": config,
+                     "block": block, "fused": fused, "fold": folds})
+
+
+def _read_block(path: Path, table: dict[str, Any]) -> tuple[dict[str, str], dict[str, Fused]]:
+    """Canonical name -> module, and the modules that hold several."""
+    block, fused = {}, {}
+    for name, entry in table.items():
+        if isinstance(entry, str):
+            block[name] = entry
+            continue
+        _check_keys(path, f"[block] {name}", entry, ("from", "into", "split"), ("from", "into", "split"))
+        _check_word(path, f"[block] {name}: split", entry["split"], SPLITS)
+        fused[entry["from"]] = Fused(tuple(entry["into"]), entry["split"])
+        block |= dict.fromkeys(entry["into"], entry["from"])
+    _check_keys(path, "[block]", block, ("prefix", *NORMS, *LINEARS), ("prefix", "q", "k", "v", "o", "up", "down"))
+    return block, fused
+
+
+def _read_fold(path: Path, table: dict[str, Any]) -> Fold:
+    _check_keys(path, "[[fold]]", table, ("source", "linears"), ("source", "linears"))
+    _check_word(path, "[[fold]]: source", table["source"], FOLD_SOURCES)
+    for linear in table["linears"]:
+        _check_word(path, "[[fold]]: linears", linear, LINEARS)
+    return Fold(table["source"], tuple(table["linears"]))
+
+
+def _check_keys(path: Path, where: str, table: Mapping[str, Any], known: Any, needed: Any) -> None:
+    if unknown := sorted(set(table) - set(known)):
+        raise EdgeAwqError(f"{path.name}: {where} has unknown keys: {', '.join(unknown)}",
+                           hint=f"known: {', '.join(known)}")
+    if missing := [name for name in needed if name not in table]:
+        raise EdgeAwqError(f"{path.name}: {where} lacks keys: {', '.join(missing)}",
+                           hint="see edge_awq/model/families/llama.toml, which has them all")
+
+
+def _check_word(path: Path, where: str, word: Any, choices: tuple[str, ...]) -> None:
+    if word not in choices:
+        raise EdgeAwqError(f"{path.name}: {where} = '{word}' is not known", hint=f"use one of: {', '.join(choices)}")
 
 
 @functools.cache
@@ -92,18 +186,28 @@ def load_families() -> tuple[Family, ...]:
     return tuple(read_family(path) for path in sorted(FOLDER.glob("*.toml")))
 
 
-def find_family(model_type: str) -> Family:
-    """The family that ``model_type`` of a config.json belongs to.
+def find_family(raw: Mapping[str, Any]) -> Family:
+    """The family that a config.json belongs to.
 
     Raises:
-        EdgeAwqError: no family lists it; the hint lists those that are known.
+        EdgeAwqError: none lists its model type, or none of those that do fits its other values.
     """
     families = load_families()
     for family in families:
-        if model_type in family.model_types:
+        if family.fits(raw):
             return family
-    known = ", ".join(sorted(kind for family in families for kind in family.model_types))
+    kind = raw.get("model_type")
+    if relatives := [family for family in families if kind in family.model_types]:
+        asked = ", ".join(f"{key} = {lookup(raw, key)!r}" for key in dict.fromkeys(
+            key for family in relatives for key in family.match))
+        variants = "; ".join(f"{family.name} ({_words(family.match)})" for family in relatives)
+        raise EdgeAwqError(f"config.json: no family of model type '{kind}' has {asked}", hint=f"known: {variants}")
+    known = ", ".join(sorted({kind for family in families for kind in family.model_types}))
     raise EdgeAwqError(
-        f"model type '{model_type}' belongs to no known family",
+        f"model type '{kind}' belongs to no known family",
         hint=f"known model types: {known}; a new family is one TOML file in edge_awq/model/families",
     )
+
+
+def _words(conditions: Mapping[str, tuple[Any, ...]]) -> str:
+    return ", ".join(f"{key} = {' or '.join(map(str, values))}" for key, values in conditions.items())

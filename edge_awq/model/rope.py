@@ -1,6 +1,6 @@
 """Rotary positions: frequencies with the scalings found in checkpoints, and their cos/sin tables.
 
-Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), Llama 3.1's frequency ramp.
+Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), LongRoPE (arXiv 2402.13753), Llama 3.1's frequency ramp.
 """
 
 from __future__ import annotations
@@ -34,17 +34,19 @@ class RopeSpec:
     max_positions: int = 2048
 
 
-def read_rope(raw: dict[str, Any], head_size: int, max_positions: int) -> RopeSpec:
-    """Read rope_theta and rope_scaling (before transformers 5) or rope_parameters (since)."""
-    table = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+def read_rope(table: dict[str, Any], head_size: int, max_positions: int) -> RopeSpec:
+    """Rotary positions from a table with rope_theta, partial_rotary_factor and a scaling's kind and parameters."""
     kind = table.get("rope_type", table.get("type", "default"))
     if kind not in SCALINGS:
         raise EdgeAwqError(f"config.json: rope scaling '{kind}' is not known", hint=f"known: {', '.join(SCALINGS)}")
-    theta = table.get("rope_theta", raw.get("rope_theta", 10000.0))
-    part = table.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))
-    spec = RopeSpec(float(theta), int(head_size * part), kind, dict(table), max_positions)
     try:
-        inverse_frequencies(spec)
+        fraction = float(table["partial_rotary_factor"])
+        spec = RopeSpec(float(table["rope_theta"]), int(head_size * fraction), kind, dict(table), max_positions)
+        if not 0 < spec.rotary_size <= head_size or spec.rotary_size % 2:
+            raise EdgeAwqError(f"config.json: {fraction:g} of head size {head_size} cannot be rotated in pairs",
+                               hint="check head_dim and partial_rotary_factor")
+        for positions in (1, max_positions):
+            inverse_frequencies(spec, positions)
     except (KeyError, TypeError, ZeroDivisionError, ValueError) as error:
         raise EdgeAwqError(
             f"config.json: rope scaling '{kind}' lacks or misstates a parameter: {error!r}",
@@ -55,28 +57,28 @@ def read_rope(raw: dict[str, Any], head_size: int, max_positions: int) -> RopeSp
 
 def rope_tables(spec: RopeSpec, positions: int) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin of every position, each [positions, rotary_size // 2] float32, scaled as the model expects."""
-    frequencies, gain = inverse_frequencies(spec)
+    frequencies, gain = inverse_frequencies(spec, positions)
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies[None, :]
     return np.cos(angles) * np.float32(gain), np.sin(angles) * np.float32(gain)
 
 
-def inverse_frequencies(spec: RopeSpec) -> tuple[np.ndarray, float]:
-    """Angle per position, [rotary_size // 2] float32, and the gain on cos and sin."""
+def inverse_frequencies(spec: RopeSpec, positions: int) -> tuple[np.ndarray, float]:
+    """Angle per position, [rotary_size // 2] float32, and the gain on cos and sin, for texts of up to ``positions``."""
     exponents = np.arange(0, spec.rotary_size, 2, dtype=np.float32) / spec.rotary_size
     base = (1.0 / np.power(np.float32(spec.theta), exponents)).astype(np.float32)
-    frequencies, gain = SCALINGS[spec.kind](base, spec)
+    frequencies, gain = SCALINGS[spec.kind](base, spec, positions)
     return frequencies.astype(np.float32), gain
 
 
-def _unscaled(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
+def _unscaled(base: np.ndarray, spec: RopeSpec, positions: int) -> tuple[np.ndarray, float]:
     return base, 1.0
 
 
-def _linear(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
+def _linear(base: np.ndarray, spec: RopeSpec, positions: int) -> tuple[np.ndarray, float]:
     return base / np.float32(spec.scaling["factor"]), 1.0
 
 
-def _llama3(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
+def _llama3(base: np.ndarray, spec: RopeSpec, positions: int) -> tuple[np.ndarray, float]:
     """Long wavelengths are slowed by ``factor``, short ones kept, a ramp lies between."""
     table = spec.scaling
     low, high = table["low_freq_factor"], table["high_freq_factor"]
@@ -85,7 +87,7 @@ def _llama3(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
     return base * (keep + (1 - keep) / table["factor"]), 1.0
 
 
-def _yarn(base: np.ndarray, spec: RopeSpec) -> tuple[np.ndarray, float]:
+def _yarn(base: np.ndarray, spec: RopeSpec, positions: int) -> tuple[np.ndarray, float]:
     """Per dimension: kept above ``beta_fast`` rotations, slowed below ``beta_slow``, a ramp between (YaRN, eq. 23)."""
     table = spec.scaling
     original = table.get("original_max_position_embeddings") or spec.max_positions
@@ -114,11 +116,30 @@ def _yarn_gain(table: dict[str, Any], factor: float) -> float:
     return gain(1.0)
 
 
-SCALINGS: dict[str, Callable[[np.ndarray, RopeSpec], tuple[np.ndarray, float]]] = {
+def _longrope(base: np.ndarray, spec: RopeSpec, positions: int) -> tuple[np.ndarray, float]:
+    """Per dimension a factor, one list for the context the model was first trained for, another beyond it.
+
+    The tables of a bundle are made for its whole context, so one with a longer context uses the second list throughout.
+    """
+    table = spec.scaling
+    original = table["original_max_position_embeddings"]
+    factors = np.asarray(table["long_factor" if positions > original else "short_factor"], np.float32)
+    if factors.shape != base.shape:
+        raise ValueError(f"{len(factors)} factors for {len(base)} frequencies")
+    stretched = table.get("factor") or spec.max_positions / original
+    gain = table.get("attention_factor")
+    if gain is None:
+        gain = math.sqrt(1 + math.log(stretched) / math.log(original)) if stretched > 1 else 1.0
+    return base / factors, float(gain)
+
+
+SCALINGS: dict[str, Callable[[np.ndarray, RopeSpec, int], tuple[np.ndarray, float]]] = {
     "default": _unscaled,
     "linear": _linear,
     # Within max_positions, which edge-awq never exceeds, dynamic NTK scaling leaves the frequencies alone.
     "dynamic": _unscaled,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
+    "su": _longrope,  # its first name
 }

@@ -11,7 +11,6 @@ from typing import Any
 from edge_awq.model.config import DecoderConfig, read_config
 from edge_awq.model.family import Family
 from edge_awq.shapes import Shape
-from edge_awq.toml import from_table
 
 
 @dataclass(frozen=True)
@@ -48,22 +47,6 @@ class Counts:
         return self.vocab_size * self.hidden_size
 
 
-@dataclass(frozen=True)
-class ShapeCounts:
-    """``counts`` in shapes.toml: a decoder without biases whose attention is rotary or ALiBi."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    vocab_size: int
-    max_positions: int
-    gated_mlp: bool
-    tied_head: bool
-
-
 def counts_of(family: Family, config: DecoderConfig) -> Counts:
     """The numbers of a decoder; a head that config.json does not tie counts as a matrix of its own.
 
@@ -90,8 +73,6 @@ def counts_in(folder: Path) -> Counts:
 
 def counts_of_shape(shape: Shape) -> Counts:
     """The numbers of an exact shape."""
-    if shape.counts is not None:
-        return _from_words(from_table(ShapeCounts, shape.counts, f"shape {shape.name}: counts"))
     return counts_of_config(shape.config)
 
 
@@ -101,21 +82,3 @@ def counts_of_config(config: dict[str, Any]) -> Counts:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return counts_in(Path(folder))
 
-
-def _from_words(counts: ShapeCounts) -> Counts:
-    hidden, inner = counts.hidden_size, counts.intermediate_size
-    q_size, kv_size = counts.num_heads * counts.head_size, counts.num_kv_heads * counts.head_size
-    mlp = {"gate": (inner, hidden)} if counts.gated_mlp else {}
-    return Counts(
-        linears={"q": (q_size, hidden), "k": (kv_size, hidden), "v": (kv_size, hidden), "o": (hidden, q_size),
-                 **mlp, "up": (inner, hidden), "down": (hidden, inner)},
-        norms=2,
-        num_layers=counts.num_layers,
-        hidden_size=hidden,
-        vocab_size=counts.vocab_size,
-        kv_size=kv_size,
-        rotary_size=0,
-        max_positions=counts.max_positions,
-        windows=(None,) * counts.num_layers,
-        tied_head=counts.tied_head,
-    )

@@ -16,8 +16,9 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.model.config import DecoderConfig
 from edge_awq.model.decoder import Decoder, Linear, Weights, norm, plain_linear, run_block
 from edge_awq.model.family import Fold
+from edge_awq.model.folds import ACT_SCALE, fold_groups, has_act_scale
 from edge_awq.quantize.int4 import HALF_MAX, IntGrid
-from edge_awq.quantize.judge import Judged, beginning, judged_attention, judged_linears, judged_mlp
+from edge_awq.quantize.judge import Judged, beginning, judged_attention, judged_linears, judged_mlp, judged_together
 from edge_awq.quantize.report import BlockReport
 from edge_awq.quantize.stats import InputStats
 from edge_awq.quantize.unit import Trial, Unit, choose, quantize_unit
@@ -87,7 +88,10 @@ def quantize_block(
     weights = decoder.block(index)
     if settings.precision == "fp16":
         return QuantizedBlock(_store_halves(weights, f"{name}."), BlockReport(name, "fp16")), None
-    unit = Unit(name, weights, family.linears, family.fold, settings.grid(4), partial(_run_block, config, index))
+    if has_act_scale(family, config):
+        weights[f"{ACT_SCALE}.weight"] = torch.ones(config.intermediate_size)
+    folds = fold_groups(family, config)
+    unit = Unit(name, weights, family.linears, folds, settings.grid(4), partial(_run_block, config, index))
     plain = quantize_unit(unit)
     if not settings.needs_calibration:
         return QuantizedBlock(plain.tensors(), BlockReport(name, "rtn", clipped=plain.clipped)), None
@@ -128,13 +132,14 @@ class _BlockJudge:
     generator: torch.Generator
 
     def __call__(self, fold: Fold, stats: dict[str, InputStats]) -> Judged:
-        weights = self.unit.weights
-        if fold.source == "attn_norm":
-            return judged_attention(self.config, self.index, weights, self.hidden)
-        x = stats[fold.linears[0]].sample
-        if fold.source == "mlp_norm":
-            return judged_mlp(self.config, weights, x, stats[self.unit.input_of("down")].mean_square)
-        return judged_linears(weights, fold.linears, x, self.generator)
+        weights, x = self.unit.weights, stats[fold.linears[0]].sample
+        parts = []
+        if "q" in fold.linears:
+            parts.append(judged_attention(self.config, self.index, weights, self.hidden))
+        if "up" in fold.linears:
+            inner_square = stats[self.unit.input_of("down")].mean_square
+            parts.append(judged_mlp(self.config, weights, x, inner_square))
+        return judged_together(parts) if parts else judged_linears(weights, fold.linears, x, self.generator)
 
 
 def _sample(hidden: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:

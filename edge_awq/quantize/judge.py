@@ -9,7 +9,7 @@ against llm-awq's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from edge_awq.model.config import DecoderConfig
 from edge_awq.model.decoder import Weights, attention, mlp, norm
+from edge_awq.model.folds import ACT_SCALE
 
 POINT_WORK = 3e9  # multiplications per grid point: well under 0.1 s on two cores
 MIN_ROWS = 256
@@ -45,17 +46,31 @@ def judged_attention(config: DecoderConfig, index: int, weights: Weights, hidden
 
 
 def judged_mlp(config: DecoderConfig, weights: Weights, x: torch.Tensor, inner_square: torch.Tensor) -> Judged:
-    """gate and up by the output of the MLP, thinned to the inner channels that add most to it.
+    """up, and gate where there is one, by the output of the MLP, thinned to the inner channels that add most to it.
 
     Args:
         x: input of the MLP, [samples, hidden_size].
         inner_square: mean square of each input channel of down, [intermediate_size].
     """
     energy = inner_square * weights["down.weight"].square().sum(dim=0)
-    rows = energy.topk(min(len(energy), _affordable_rows(3 * x.numel()))).indices
-    thin = {name: tensor[rows] for name, tensor in weights.items() if name.partition(".")[0] in ("gate", "up")}
+    linears = [name for name in ("gate", "up") if f"{name}.weight" in weights]
+    rows = energy.topk(min(len(energy), _affordable_rows((len(linears) + 1) * x.numel()))).indices
+    thin = {name: tensor[rows] for name, tensor in weights.items() if name.partition(".")[0] in (*linears, ACT_SCALE)}
     thin |= {"down.weight": weights["down.weight"][:, rows]}
-    return Judged(_matrices(thin, ("gate", "up")), lambda changed: mlp(config, thin | changed, x))
+    return Judged(_matrices(thin, linears), lambda changed: mlp(config, thin | changed, x))
+
+
+def judged_together(parts: Sequence[Judged]) -> Judged:
+    """Linears of several parts that take one input, by the outputs of all; each part counts by its mean square."""
+    if len(parts) == 1:
+        return parts[0]
+    weights = {name: weight for part in parts for name, weight in part.weights.items()}
+
+    def output(changed: Weights) -> torch.Tensor:
+        outputs = [part.output({name: changed[name] for name in part.weights}) for part in parts]
+        return torch.cat([y.flatten() * y.numel() ** -0.5 for y in outputs])
+
+    return Judged(weights, output)
 
 
 def judged_linears(weights: Weights, linears: Iterable[str], x: torch.Tensor, generator: torch.Generator) -> Judged:

@@ -7,10 +7,9 @@ import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from edge_awq.errors import EdgeAwqError
-from edge_awq.model.decoder import Decoder, KvCache, norm, run_block
+from edge_awq.model.decoder import Decoder, KvCache, embed_tokens, head_logits, run_block
 
 USE_TEXT = "calibrate with a text file or with the built-in texts"
 FLOAT_BYTES = 4
@@ -26,15 +25,15 @@ def sample_own_text(decoder: Decoder, sequences: int, tokens: int, seed: int) ->
     _check_memory(decoder, sequences * tokens)
     generator = torch.Generator().manual_seed(seed)
     config = decoder.config
-    embed, head, final_norm = decoder.embed(), decoder.head(), decoder.final_norm()
+    tables, head, final_norm = decoder.embedding(), decoder.head(), decoder.final_norm()
     blocks = [decoder.block(index) for index in range(config.num_layers)]
     cache = KvCache()
     ids = torch.full((sequences, 1), _first_token(decoder))
     while ids.shape[1] < tokens:
-        x = F.embedding(ids[:, -1:], embed)
+        x = embed_tokens(config, tables, ids[:, -1:], past=ids.shape[1] - 1)
         for index, weights in enumerate(blocks):
             x = run_block(config, index, weights, x, cache)
-        logits = F.linear(norm(config, "final_norm", x[:, -1], final_norm), head)
+        logits = head_logits(config, x[:, -1], final_norm, head)
         ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
     return ids
 

@@ -12,6 +12,9 @@ from typing import Any
 from edge_awq.runner.generate import Token
 from edge_awq.weights import StoredTensor
 
+# Stored tables of which a token reads one row: too little to count.
+ROW_BY_ROW = ("embed.", "positions.", "rope.", "local_rope.")
+
 
 @dataclass(frozen=True)
 class RunSummary:
@@ -100,13 +103,13 @@ def share_of_roof(weight_bytes_per_token: int | None, tok_s: float | None,
 def weight_bytes_per_token(layout: Mapping[str, StoredTensor]) -> int:
     """Bytes of stored weights that one decoded token reads: all blocks, final norm, head, one row of the embedding.
 
-    Where the head is the embedding (tied, float16), all of it is read. Rotary tables, one row of which is used, and the
-    KV cache are not weights.
+    Where the head is the embedding (tied, float16), all of it is read. Tables of positions, one row of which is used,
+    and the KV cache are not weights.
     """
     embedding = layout["embed.weight"]
     tied = not any(name.startswith("head.") for name in layout)
     total = embedding.nbytes if tied else embedding.nbytes // embedding.shape[0]
-    return total + sum(tensor.nbytes for name, tensor in layout.items() if not name.startswith(("embed.", "rope.")))
+    return total + sum(tensor.nbytes for name, tensor in layout.items() if not name.startswith(ROW_BY_ROW))
 
 
 def peak_rss_bytes() -> int:

@@ -31,7 +31,8 @@ def make_model(folder: Path, architecture: str = "llama3", **changes: Any) -> tr
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     end = tokenizer.token_to_id("<|end|>")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
-    return model.float()
+    # Read again, because half() has rounded the rotary frequencies too, which a checkpoint does not hold.
+    return type(model).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def greedy(model: transformers.PreTrainedModel, ids: list[int], count: int) -> list[int]:

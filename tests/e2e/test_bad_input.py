@@ -50,7 +50,7 @@ def test_half_downloaded(model, tmp_path):
 
 def test_unknown_family(model, tmp_path):
     edit(model / "config.json", model_type="rwkv")
-    refuse_build(model, tmp_path, "rwkv", "known model types: llama")
+    refuse_build(model, tmp_path, "rwkv", "known model types: ", "llama")
 
 
 def test_config_that_lies(model, tmp_path):

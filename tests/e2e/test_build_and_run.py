@@ -30,9 +30,12 @@ def bundle(model, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("architecture", ["llama3", "mistral", "qwen2", "tinyllama"])
+FAMILIES = ["mpt", "falcon", "falcon-40b", "falcon-11b", "qwen3", "phi3", "gpt-neox", "opt", "gemma2", "gemma3"]
+
+
+@pytest.mark.parametrize("architecture", ["llama3", "mistral", "qwen2", "tinyllama", "mpt", "falcon", "opt", "gemma2"])
 def test_fp16_bundle_says_what_transformers_says(tmp_path, architecture):
-    reference = make_model(tmp_path / "model", architecture)
+    reference = make_model(tmp_path / "model", architecture, seed=1)  # seed 0 has ties between tokens
     assert command("build", tmp_path / "model", "-o", tmp_path / "b", "--precision", "fp16").code == 0
     with load(tmp_path / "b") as session:
         ids = session.encode(PROMPT)
@@ -45,14 +48,28 @@ def test_fp16_bundle_says_what_transformers_says(tmp_path, architecture):
 def test_every_way_to_quantize_stays_near_the_float_model(tmp_path, model, options):
     folder, reference = model
     assert command("build", folder, "-o", tmp_path / "b", *options).code == 0
-    with load(tmp_path / "b") as session:
-        import torch
+    assert_near(tmp_path / "b", reference)
 
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_4_bits_of_every_family_stay_near_the_float_model(tmp_path, architecture):
+    reference = make_model(tmp_path / "model", architecture, seed=1)  # seed 0 has ties between tokens
+    text = tmp_path / "text.txt"
+    text.write_text("A short text, so that ten models are calibrated in seconds. " * 20)
+    assert command("build", tmp_path / "model", "-o", tmp_path / "b", "--calibration", text).code == 0
+    assert_near(tmp_path / "b", reference)
+    assert command("run", tmp_path / "b", "-p", PROMPT, "-n", 3).code == 0
+
+
+def assert_near(bundle, reference):
+    """Random weights in 4 bits: 15 steps over 5.5 sigma leave 11 % of noise per matmul; two layers have 14 of them."""
+    import torch
+
+    with load(bundle) as session:
         ids = session.encode(PROMPT)
         found = session.prefill(ids)
-        with torch.no_grad():
-            expected = reference(torch.tensor([ids])).logits[0, -1].numpy()
-    # Random weights in 4 bits: 15 steps over 5.5 sigma leave 11 % of noise per matmul; two layers have 14 of them.
+    with torch.no_grad():
+        expected = reference(torch.tensor([ids])).logits[0, -1].numpy()
     assert np.linalg.norm(found - expected) < 0.11 * 14**0.5 * 1.2 * np.linalg.norm(expected)
 
 

@@ -24,8 +24,9 @@ from edge_awq.engine.ort.engine import EngineSettings, OrtEngine
 from edge_awq.engine.ort.names import engine_name
 from edge_awq.engine.ort.session import SPIN_US, SessionSettings, can_bound_spinning, physical_cores
 from edge_awq.errors import EdgeAwqError
+from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.model.decoder import logits, norm
-from tiny import ARCHITECTURES, make_tiny
+from tiny import ARCHITECTURES, UNGROUPED, make_tiny
 
 FLOAT_LIMIT = 1e-5  # float32 on both sides, in another order: the decoder's own limit against transformers
 # int8 activations move a group of 64 by at most sqrt(64 / 12) / 127 = 1.8 % of its length (127 steps of the largest
@@ -52,7 +53,8 @@ def expected_logits(decoder, ids):
 def exact(request, tmp_path_factory):
     """An engine with float32 activations, its decoder, and that decoder's logits [40, vocab_size]."""
     folder = tmp_path_factory.mktemp(request.param)
-    decoder = build(folder, request.param)
+    bits = 16 if request.param in UNGROUPED else 4
+    decoder = build(folder, request.param, bits, min(2 * bits, 16))
     return compiled(folder, ALL_FLOAT), decoder, expected_logits(decoder, IDS)
 
 
@@ -90,6 +92,11 @@ VARIANTS = {
     "fp16-tied": ("qwen2", 16, 16, {}),
     "odd-groups": ("llama3", 4, 8, {"hidden_size": 192, "intermediate_size": 320, "head_dim": 32}),
     "head-of-24": ("mistral", 4, 8, {"head_dim": 24, "hidden_size": 192, "num_attention_heads": 8}),
+    "head-of-20": ("mistral", 4, 8, {"head_dim": 20, "num_attention_heads": 16}),
+    "fp16-mpt": ("mpt", 16, 16, {}),
+    "fp16-falcon": ("falcon", 16, 16, {}),
+    "fp16-opt": ("opt", 16, 16, {}),
+    "head4-gemma2": ("gemma2", 4, 4, {}),
     "gelu": ("llama2", 4, 8, {"hidden_act": "gelu"}),
 }
 
@@ -105,10 +112,10 @@ def test_every_way_of_storing_equals_decoder(variant, tmp_path):
 
 
 def test_an_attention_that_onnxruntime_cannot_take_is_reported(tmp_path):
-    build(tmp_path, "mistral", **VARIANTS["head-of-24"][3])
+    build(tmp_path, "mistral", **VARIANTS["head-of-20"][3])
     report = compile_bundle(tmp_path, IDS)
     assert {(refusal.rule, refusal.reason) for refusal in report.lowering.declined} == {
-        ("attention", "head size 24 is no multiple of 16")}
+        ("attention", "head size 20 is no multiple of 8")}
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16, 39, 40, 1000])
@@ -335,7 +342,8 @@ def test_bundle_refuses_a_larger_context_than_its_own(small):
 
 def test_bundle_that_was_compiled_from_another_graph_is_refused(small, tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"another graph")
-    with pytest.raises(EdgeAwqError, match=r"engines/onnxruntime-contract1-[0-9a-f]{16}\.onnx is missing"):
+    name = rf"engines/onnxruntime-contract{CONTRACT_VERSION}-[0-9a-f]{{16}}\.onnx"
+    with pytest.raises(EdgeAwqError, match=f"{name} is missing"):
         load_runtime("onnxruntime").open_engine(bundle_of(tmp_path))
 
 

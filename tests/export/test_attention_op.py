@@ -1,4 +1,4 @@
-"""Body of CachedAttention against torch's attention in float64."""
+"""Body of CachedAttention against attention in float64."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from onnx import TensorProto
 from onnx_models import FLOAT32_ROUNDING, RUNTIMES, one_op_model, relative_l2
 
 from edge_awq.export import ops
+from edge_awq.model.alibi import alibi_slopes
 from edge_awq.model.decoder import attention_mask, rotate
 
 CAPACITY = 16
@@ -21,7 +21,7 @@ LIMIT = 70 * FLOAT32_ROUNDING
 
 @dataclass(frozen=True)
 class Case:
-    """``calls``: new tokens in each call, the cache going from one to the next."""
+    """``calls``: new tokens in each call, the cache going from one to the next; max_bias: ALiBi's, None for none."""
 
     heads: int
     kv_heads: int
@@ -29,6 +29,12 @@ class Case:
     rotary_size: int
     window: int
     calls: tuple[int, ...]
+    max_bias: float | None = None
+    softcap: float = 0.0
+
+    @property
+    def slopes(self) -> np.ndarray:
+        return np.zeros(self.heads, np.float32) if self.max_bias is None else alibi_slopes(self.heads, self.max_bias)
 
 
 CASES = {
@@ -43,6 +49,11 @@ CASES = {
     "window-beyond-context": Case(4, 2, 16, 16, 64, (7, 5, 1)),
     "partly-rotated": Case(4, 2, 16, 6, 0, (7, 5, 1)),
     "filled-to-capacity": Case(4, 2, 16, 16, 3, (12, 4)),
+    "not-rotated": Case(4, 2, 16, 0, 0, (7, 5, 1)),
+    "alibi": Case(4, 4, 16, 0, 0, (7, 5, 1), max_bias=8),
+    "alibi-of-shared-heads": Case(6, 2, 16, 0, 0, (7, 5, 1), max_bias=4),
+    "softcap": Case(4, 2, 16, 16, 0, (7, 5, 1), softcap=0.5),
+    "softcap-window-alibi": Case(6, 2, 16, 16, 4, (7, 5, 1), max_bias=8, softcap=1.5),
 }
 
 
@@ -58,7 +69,7 @@ def run(request, case):
     q, k = ((1, "tokens", heads * case.head_size) for heads in (case.heads, case.kv_heads))
     table = ("positions", case.rotary_size // 2)
     op = ops.CACHED_ATTENTION
-    shapes = dict(zip(op.inputs, (q, k, k, cache, cache, (1,), table, table), strict=True))
+    shapes = dict(zip(op.inputs, (q, k, k, cache, cache, (1,), table, table, (case.heads,)), strict=True))
     inputs = {name: (TensorProto.FLOAT, shape) for name, shape in shapes.items()}
     inputs["past_length"] = (TensorProto.INT64, (1,))
     outputs = dict(zip(op.outputs, (inputs["q"], inputs["past_key"], inputs["past_value"]), strict=True))
@@ -68,6 +79,7 @@ def run(request, case):
         "head_size": case.head_size,
         "scale": case.head_size**-0.5,
         "window": case.window,
+        "softcap": case.softcap,
     }
     return RUNTIMES[request.param](one_op_model(op, attributes, inputs, outputs))
 
@@ -78,7 +90,7 @@ def random_inputs(case: Case) -> dict[str, np.ndarray]:
     sizes = {"q": case.heads, "k": case.kv_heads, "v": case.kv_heads}
     inputs = {name: rng.standard_normal((1, sum(case.calls), n * case.head_size)) for name, n in sizes.items()}
     angles = rng.uniform(0, 2 * np.pi, (CAPACITY + 3, case.rotary_size // 2))
-    inputs |= {"cos": np.cos(angles), "sin": np.sin(angles)}
+    inputs |= {"cos": np.cos(angles), "sin": np.sin(angles), "slopes": case.slopes}
     return {name: array.astype(np.float32) for name, array in inputs.items()}
 
 
@@ -88,8 +100,14 @@ def attend(case: Case, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.nd
     tokens = inputs["q"].shape[1]
     query, key, value = (exact[name].view(1, tokens, -1, case.head_size).transpose(1, 2) for name in "qkv")
     query, key = (rotate(part, exact["cos"][:tokens], exact["sin"][:tokens]) for part in (query, key))
-    mask = attention_mask(tokens, tokens, case.window or None)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    share = case.heads // case.kv_heads
+    scores = case.head_size**-0.5 * query @ key.repeat_interleave(share, dim=1).transpose(2, 3)
+    if case.softcap:
+        scores = case.softcap * torch.tanh(scores / case.softcap)
+    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)
+    scores = scores - exact["slopes"][:, None, None] * distance
+    scores = scores.masked_fill(~attention_mask(tokens, tokens, case.window or None), -torch.inf)
+    mixed = scores.softmax(-1) @ value.repeat_interleave(share, dim=1)
     return mixed.transpose(1, 2).reshape(inputs["q"].shape).numpy(), key.numpy(), value.numpy()
 
 

@@ -18,7 +18,7 @@ from edge_awq.model.decoder import load_decoder, logits
 from edge_awq.model.family import WORDS
 from edge_awq.weights import read_layout
 from stored import StoredDecoder, store
-from tiny import ARCHITECTURES, make_tiny
+from tiny import ARCHITECTURES, UNGROUPED, make_tiny
 
 # Both sides compute in float32, in another order: the decoder's own limit against transformers.
 LIMIT = 1e-5
@@ -69,7 +69,8 @@ def random_ids(decoder: StoredDecoder) -> torch.Tensor:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def decoder(request, tmp_path_factory):
-    return export(tmp_path_factory.mktemp(request.param), request.param)
+    bits = 16 if request.param in UNGROUPED else 4
+    return export(tmp_path_factory.mktemp(request.param), request.param, bits, bits)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -147,7 +148,7 @@ def test_names_are_readable(small):
         assert all(kinds[f"blocks.{index}.{name}"] == "Int4MatMul" for name in small.family.linears)
         assert all(kinds[f"blocks.{index}.{name}"] == "RMSNormalization" for name in small.family.norms)
     properties = {entry.key: entry.value for entry in model.metadata_props}
-    assert properties["edge_awq.contract_version"] == "1"
+    assert properties["edge_awq.contract_version"] == "2"
 
 
 STORED = (

@@ -33,3 +33,14 @@ def test_token_by_token_equals_transformers(pair):
     cache = KvCache()
     steps = [logits(decoder, ids[:, :13], cache)] + [logits(decoder, ids[:, i : i + 1], cache) for i in range(13, 40)]
     assert relative_l2(torch.cat(steps, dim=1), expected) <= LIMIT
+
+
+def test_longrope_beyond_its_first_context_equals_transformers(tmp_path):
+    """Only as a whole: at the first token beyond, transformers too turns queries otherwise than the keys it has."""
+    model = make_tiny(tmp_path, "phi3-longrope", original_max_position_embeddings=32)
+    ids = torch.randint(0, model.config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = [model(ids[:, :count]).logits for count in (32, 40)]
+    found = [logits(load_decoder(tmp_path), ids[:, :count]) for count in (32, 40)]
+    assert all(relative_l2(one, other) <= LIMIT for one, other in zip(found, expected, strict=True))
+    assert relative_l2(found[1][:, :32], found[0]) > 0.01

@@ -42,11 +42,12 @@ def test_int4_matmul(rng, group_size, K):
 def test_cached_attention(rng, heads, past, tokens):
     step = random_step(rng, heads, past, tokens)
     attributes = {"num_heads": heads.kv * heads.share, "kv_num_heads": heads.kv, "head_size": heads.size,
-                  "scale": heads.scale, "window": heads.window}
+                  "scale": heads.scale, "window": heads.window, "softcap": 0.0}
     tensors = {"q": step.q, "k": step.k, "v": step.v, "past_key": step.key_cache, "past_value": step.value_cache}
     y, key, value = evaluate(
         ops.CACHED_ATTENTION, attributes, **{name: each[None].astype(np.float32) for name, each in tensors.items()},
-        past_length=np.array([past]), cos=step.cosines, sin=step.sines)
+        past_length=np.array([past]), cos=step.cosines, sin=step.sines,
+        slopes=np.zeros(heads.kv * heads.share, np.float32))
     result, valid = run(step, splits=2), slice(0, past + tokens)
     assert_near(result.y, y[0])
     assert_near(result.key_cache[:, valid], key[0, :, valid])

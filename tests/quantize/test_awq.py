@@ -6,15 +6,17 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.layout import plan_layout
-from edge_awq.model.decoder import load_decoder, run_block
+from edge_awq.model.decoder import embed_tokens, load_decoder, run_block
+from edge_awq.model.folds import fold_groups, has_act_scale
 from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head, to_half
 from edge_awq.quantize.unit import fold_scales, requantize
 from edge_awq.target import QuantSpec
 from quantized import AWQ, RTN, quantize_model
-from tiny import ARCHITECTURES, make_tiny
+from tiny import ARCHITECTURES, UNGROUPED, make_tiny
 
 FP16 = QuantizeSettings("fp16", "awq", AWQ.quant)
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.uint8: "U8"}
@@ -34,22 +36,29 @@ def with_head(settings, bits, symmetric=False):
     return dataclasses.replace(settings, quant=QuantSpec(128, symmetric, bits))
 
 
-@pytest.mark.parametrize("architecture", ["llama2", "llama-biased", "llama-wide-heads", "qwen2"])
+@pytest.mark.parametrize("architecture", [
+    "llama2", "llama-biased", "llama-wide-heads", "qwen2", "mpt", "mpt-clipped", "falcon-biased", "falcon-40b", "opt",
+    "opt-gelu", "gemma2", "qwen3"])
 def test_folding_leaves_the_function_as_it_was(tmp_path, architecture):
     """Every fold group of the family, with scales over four orders of magnitude; float32 rounds each product anew."""
     decoder = make(tmp_path, architecture)
+    family, config = decoder.family, decoder.config
     weights = decoder.block(0)
+    if has_act_scale(family, config):
+        weights["act_scale.weight"] = torch.ones(config.intermediate_size)
     x = torch.randn(2, 20, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
     expected = run_block(decoder.config, 0, weights, x)
     folded = {name: tensor.clone() for name, tensor in weights.items()}
     done = []
-    for fold in decoder.family.fold:
+    for fold in fold_groups(family, config):
         inputs = weights[f"{fold.linears[0]}.weight"].shape[1]
         if len(weights[f"{fold.source}.weight"]) == inputs:
             scales = torch.logspace(-2, 2, inputs)[torch.randperm(inputs, generator=torch.Generator().manual_seed(1))]
             fold_scales(folded, fold, scales)
             done.append(fold.source)
-    assert ("v" in done) == (decoder.config.q_size == decoder.config.kv_size)
+    assert ("v" in done) == (config.q_size == config.kv_size and config.clip_qkv is None)
+    assert ("act_scale" in done) == (config.mlp == "plain" and config.activation != "relu")
+    assert {"attn_norm", "up" if "gate" in family.linears or config.activation == "relu" else "act_scale"} <= set(done)
     found = run_block(decoder.config, 0, folded, x)
     # 2^-24 per rounding, two more roundings per product, sums of at most 512 products: well below 1e-5 of the output.
     assert float((found - expected).norm() / expected.norm()) <= 1e-5
@@ -57,24 +66,47 @@ def test_folding_leaves_the_function_as_it_was(tmp_path, architecture):
 
 @pytest.mark.parametrize("head_bits", [4, 8, 16])
 @pytest.mark.parametrize("settings", [AWQ, RTN, FP16], ids=["awq", "rtn", "fp16"])
-@pytest.mark.parametrize("architecture", ["llama-biased", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama-biased", "qwen2", "mpt", "falcon-biased", "opt", "gemma3"])
 def test_the_tensors_are_those_of_the_planned_layout(tmp_path, architecture, settings, head_bits):
     decoder = make(tmp_path, architecture)
     settings = with_head(settings, head_bits)
     found = quantize_model(decoder, token_ids(decoder), settings).tensors
     planned = plan_layout(decoder, settings.precision, settings.quant, context=8)
-    expected = {spec.name: (spec.dtype, spec.shape) for spec in planned if not spec.name.startswith(("rope", "embed"))}
-    stored = {name: (DTYPES[t.dtype], tuple(t.shape)) for name, t in found.items() if name != "embed.weight"}
+    tables = ("embed.", "positions.", "rope.", "local_rope.")
+    expected = {spec.name: (spec.dtype, spec.shape) for spec in planned if not spec.name.startswith(tables)}
+    stored = {name: (DTYPES[t.dtype], tuple(t.shape)) for name, t in found.items() if not name.startswith(tables)}
     assert stored == expected
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - set(UNGROUPED)))
 def test_no_block_of_any_architecture_gets_worse_than_plain_rounding(tmp_path, architecture):
     decoder = make(tmp_path, architecture)
     for report in quantize_model(decoder, token_ids(decoder), AWQ).reports:
         assert {"awq": report.loss_awq, "rtn": report.loss_rtn}[report.kept] == min(report.loss_awq, report.loss_rtn)
         for fold in report.folds:
             assert fold.skipped or fold.loss_after <= fold.loss_before
+
+
+@pytest.mark.parametrize("architecture", ["mpt", "falcon-40b", "gpt-neox"])
+def test_outliers_behind_a_plain_activation_are_scaled_down(tmp_path, architecture):
+    """One of 64 inner channels is 30 times as large; a vector on the activation's output takes its scale."""
+    make_tiny(tmp_path, architecture)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in tensors.items():
+        if name.endswith(("up_proj.weight", "h_to_4h.weight")):
+            tensor[::64] *= 30
+    save_file(tensors, path)
+    decoder = load_decoder(tmp_path)
+    hidden = embed_tokens(decoder.config, decoder.embedding(), token_ids(decoder))
+    block, _ = quantize_block(decoder, 0, hidden, AWQ)
+    report = next(fold for fold in block.report.folds if fold.source == "act_scale")
+    assert report.ratio > 0 and report.loss_after < 0.7 * report.loss_before
+    assert block.report.kept == "awq" and block.report.loss_awq < block.report.loss_rtn
+    scale = block.tensors["act_scale.weight"]
+    large = torch.zeros(len(scale), dtype=torch.bool)
+    large[::64] = True
+    assert scale[large].median() < scale[~large].median()
 
 
 def test_the_worse_candidate_is_not_kept(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 from edge_awq.export.ops import CONTRACT_VERSION
 
 RUNTIME = "onnxruntime"
-LOWERING_VERSION = 1  # grows when the same graph is lowered to a different one, or asks for different inputs
+LOWERING_VERSION = 2  # grows when the same graph is lowered to a different one, or asks for different inputs
 
 
 def engine_name(graph: Path) -> str:

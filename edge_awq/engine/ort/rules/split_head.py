@@ -13,6 +13,7 @@ from edge_awq.engine.ort.rules.declined import Declined
 from edge_awq.engine.ort.rules.matmul_nbits import BITS
 from edge_awq.export.ops import INT4_MATMUL, INT8_MATMUL
 
+ELEMENTWISE = ("Identity", "Div", "Tanh", "Mul")  # how logits are passed on or soft-capped
 LARGEST = 16 << 20  # bytes of packed weights that one kernel may take
 
 
@@ -46,8 +47,13 @@ def rewrite(graph: Graph, match: tuple[NodeProto, ...]) -> Declined | None:
 
 
 def _gives_output(graph: Graph, node: NodeProto) -> bool:
-    last = graph.only_reader(node.output[0], "Identity")
-    return (last or node).output[0] in graph.outputs
+    """Whether what follows, up to an output of the graph, works element by element."""
+    while node.output[0] not in graph.outputs:
+        readers = graph.readers(node.output[0])
+        if len(readers) != 1 or readers[0].op_type not in ELEMENTWISE:
+            return False
+        node = readers[0]
+    return True
 
 
 def _nbytes(node: NodeProto) -> int:
