@@ -70,7 +70,7 @@ def test_seed_decides_the_weights(tmp_path):
     assert (first / shard).read_bytes() == (same / shard).read_bytes() != (other / shard).read_bytes()
 
 
-@pytest.mark.parametrize("name", [name for name in shape_names() if not find_shape(name).counts])
+@pytest.mark.parametrize("name", shape_names())
 def test_every_shape_is_a_config_that_we_read(name):
     config = find_shape(name).config
     decoder = parse_config(config, find_family(config))
