@@ -36,7 +36,8 @@ def plan_layout(decoder: Decoder, precision: str, quant: QuantSpec, context: int
         specs += [TensorSpec(f"{prefix}.{name}.weight", "F32", (config.hidden_size,)) for name in family.norms]
         biases = [name for name in family.linears if f"{name}.bias" in stored]
         specs += [TensorSpec(f"{prefix}.{name}.bias", "F32", config.linear_shape(name)[:1]) for name in biases]
-        specs += _by_kind([_matrix(f"{prefix}.{name}", config.linear_shape(name), bits, quant)
+        specs += _by_kind([_matrix(f"{prefix}.{name}", config.linear_shape(name),
+                                   16 if decoder.checkpoint.keeps_float(stored[f"{name}.weight"]) else bits, quant)
                            for name in family.linears])
     if head_bits < 16 or not decoder.tied_head:
         specs += _matrix("head", config.linear_shape("head"), head_bits, quant)
@@ -57,5 +58,10 @@ def _matrix(name: str, shape: tuple[int, int], bits: int, quant: QuantSpec) -> l
 
 
 def _by_kind(linears: list[list[TensorSpec]]) -> list[TensorSpec]:
-    """All packed values first, then all scales, then all zero points: neighbours of one kind read as one matrix."""
-    return [spec for kind in zip(*linears, strict=True) for spec in kind]
+    """All packed values first, then all scales, then all zero points: neighbours of one kind read as one matrix.
+
+    What is not packed comes before them.
+    """
+    packed = [specs for specs in linears if len(specs) > 1]
+    whole = [spec for specs in linears if len(specs) == 1 for spec in specs]
+    return [*whole, *(spec for kind in zip(*packed, strict=True) for spec in kind)]

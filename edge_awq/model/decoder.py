@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.interop.checkpoint import open_checkpoint
 from edge_awq.model.checkpoint import Checkpoint
 from edge_awq.model.config import DecoderConfig, read_config
 from edge_awq.model.family import Family
@@ -77,7 +78,7 @@ def load_decoder(folder: Path) -> Decoder:
         EdgeAwqError: something is missing, damaged, of an unknown family, or of a shape that config.json denies.
     """
     family, config = read_config(folder)
-    decoder = Decoder(folder, family, config, Checkpoint(folder))
+    decoder = Decoder(folder, family, config, open_checkpoint(folder))
     checkpoint = decoder.checkpoint
     hidden = (config.hidden_size,)
     outer = {"embed": config.linear_shape("embed"), "final_norm": hidden}
