@@ -181,6 +181,25 @@ def inspect(bundle: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["autoawq", "compressed-tensors"]), required=True,
+              help="How its linears are packed.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new folder.")
+def export(bundle: Path, form: str, output: Path) -> None:
+    """Write BUNDLE as a quantized Hugging Face checkpoint, which vLLM and transformers read."""
+    from edge_awq.lazy import require
+
+    require("torch", "quantize")
+    from edge_awq.interop.export import export_bundle
+
+    progress = _progress()
+    written = export_bundle(bundle, form, output, progress)
+    for note in written.notes:
+        progress.note(note)
+    click.echo(f"{written.folder}: {written.linears} linears, {written.weights:,} weights equal to the bit", err=True)
+
+
+@main.command()
 def targets() -> None:
     """List what bundles can be built for."""
     from edge_awq.target import load_targets

@@ -7,7 +7,9 @@ import torch
 from edge_awq.errors import EdgeAwqError
 from edge_awq.interop.checkpoint import PackedCheckpoint
 from edge_awq.interop.linear import GROUPS, ORIGINAL, UnpackedLinear
+from edge_awq.model.config import DecoderConfig
 from edge_awq.model.decoder import Decoder, Weights, block_tensors
+from edge_awq.model.family import Family
 from edge_awq.quantize.awq import QuantizedBlock, to_half
 from edge_awq.quantize.int4 import IntGrid, PackedLinear, dequantize, grid_for, pack_nibbles, unpack_nibbles
 from edge_awq.quantize.report import BlockReport
@@ -17,9 +19,9 @@ from edge_awq.quantize.report import BlockReport
 FEEDS = {"down": ("gate", "up")}
 
 
-def stored_rows(decoder: Decoder, linear: str) -> torch.Tensor:
+def stored_rows(family: Family, config: DecoderConfig, linear: str) -> torch.Tensor:
     """Which rows of its module in the checkpoint a canonical linear is, int64 [N]."""
-    return torch.arange(decoder.config.linear_shape(linear)[0])
+    return torch.arange(config.linear_shape(linear)[0])
 
 
 def bundle_group_size(checkpoint: PackedCheckpoint) -> int:
@@ -39,7 +41,7 @@ def import_block(decoder: Decoder, index: int) -> QuantizedBlock:
     checkpoint, name = decoder.checkpoint, f"blocks.{index}"
     names = block_tensors(decoder.family, checkpoint, index)
     weights = decoder.block(index)
-    packed = {linear: _rows_of(checkpoint.unpack(stored), stored_rows(decoder, linear))
+    packed = {linear: _rows_of(checkpoint.unpack(stored), stored_rows(decoder.family, decoder.config, linear))
               for linear in decoder.family.linears if checkpoint.is_packed(stored := names[f"{linear}.weight"])}
     _settle_orders(packed, weights, names)
     tensors = {}
