@@ -44,7 +44,8 @@ setup(
             "nvidia-cuda-cuobjdump==13.5.37; platform_machine == 'x86_64'",
             "nvidia-cuda-nvdisasm==13.5.37; platform_machine == 'x86_64'",
         ],
-        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11"],
+        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11",
+                 "compressed-tensors>=0.15"],
     },
     entry_points={"console_scripts": ["edge-awq = edge_awq.cli:main"]},
 )
