@@ -84,7 +84,7 @@ def test_transformers_reads_compressed_tensors(bundles, tmp_path, scheme):
     ids = torch.arange(1, 40)[None]
     with torch.no_grad():
         found, expected = model(ids).logits, logits(decoder, ids)
-    # Compressed weights are decompressed with float32 sums in another order; while loading, they are rounded to float16,
+    # Decompressed when used: float32 sums in another order. Dequantized while loading: weights are rounded to float16,
     # by 2**-11 at most, independently in 14 linears.
     bound = 1e-5 if scheme == "symmetric" else 14**0.5 * 2**-11
     assert float((found - expected).norm() / expected.norm()) < bound
