@@ -218,6 +218,25 @@ def inspect(bundle: Path, as_json: bool) -> None:
         click.echo(line)
 
 
+@main.command("export")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["autoawq", "compressed-tensors"]), required=True,
+              help="How its linears are packed.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new folder.")
+def export_checkpoint(bundle: Path, form: str, output: Path) -> None:
+    """Write BUNDLE as a quantized Hugging Face checkpoint, which vLLM and transformers read."""
+    from edge_awq.lazy import require
+
+    require("torch", "quantize")
+    from edge_awq.interop.export import export_bundle
+
+    progress = _progress()
+    written = export_bundle(bundle, form, output, progress)
+    for note in written.notes:
+        progress.note(note)
+    click.echo(f"{written.folder}: {written.linears} linears, {written.weights:,} weights equal to the bit", err=True)
+
+
 @main.command()
 def targets() -> None:
     """List what bundles can be built for, and mark what this machine is."""
@@ -284,11 +303,11 @@ def show(run: Path) -> None:
         click.echo(line)
 
 
-@log.command()
+@log.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["md", "csv", "json", "llama-bench"]), default="md",
               show_default=True)
-def export(run: Path, kind: str) -> None:
+def export_run_log(run: Path, kind: str) -> None:
     """The requests of directory RUN as a table or as JSON."""
     from edge_awq.runner.logexport import export_run
     from edge_awq.runner.logread import read_run

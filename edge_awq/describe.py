@@ -42,6 +42,10 @@ def _describe_report(report: list[dict[str, Any]]) -> Iterator[str]:
         return
     yield "  part          output error: rounding        AWQ   kept   clipped   ratios"
     for part in report:
+        if imported := part.get("imported"):
+            count = sum(imported.values())
+            yield f"  {part['name']:<14}imported: {len(imported)} linears, {count:,} weights equal to the bit"
+            continue
         ratios = " ".join(f"{fold['source']} {fold['ratio']:g}" for fold in part["folds"] if fold["ratio"] is not None)
         clipped = sum(part["clipped"].values())
         yield (f"  {part['name']:<14}{_error(part['loss_rtn']):>22}{_error(part['loss_awq']):>11}"
