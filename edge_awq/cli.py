@@ -71,11 +71,12 @@ def main() -> None:
               help="What to build for: a name of 'edge-awq targets', auto, or a profile.toml.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder.  [default: MODEL.bundle]")
 @click.option("--precision", type=click.Choice(["w4a16", "fp16"]), default="w4a16", show_default=True)
-@click.option("--recipe", type=click.Choice(["awq", "rtn"]), default="awq", show_default=True,
-              help="awq searches scales and clips; rtn only rounds.")
+@click.option("--recipe", type=click.Choice(["awq", "rtn", "best"]), default="awq",
+              show_default=True, help="awq searches scales and clips; best adds GPTQ rounding; rtn only rounds.")
 @click.option("--calibration", metavar="FILE|self", help="Text or jsonl file; 'self' lets the model write its own."
               "  [default: built-in text]")
 @click.option("--group-size", type=click.Choice(["128", "64"]), help="Weights that share a scale.  [default: target's]")
+@click.option("--head-bits", type=click.Choice(["4", "8", "16"]), help="Of the output head.  [default: target's]")
 @click.option("--symmetric", is_flag=True, help="No zero points: smaller kernels' work, a little less exact.")
 @click.option("--resume/--fresh", default=None, help="Insist on going on, or start over.  [default: go on if possible]")
 def build(**options: Any) -> None:

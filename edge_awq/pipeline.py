@@ -51,7 +51,7 @@ class BuildRequest:
         model: a folder or a hub id.
         output: the bundle's folder.
         precision: "w4a16" or "fp16".
-        recipe: "awq" or "rtn".
+        recipe: "awq", "rtn" or "best".
         calibration: None for the built-in text, "self", or a txt or jsonl file.
         resume: True insists on going on, False starts over, None goes on where it can.
         group_size: as it was asked for; None leaves it to the target, or to the checkpoint where that is quantized.
@@ -75,6 +75,8 @@ class BuildRequest:
         group_size = int(options["group_size"]) if options["group_size"] else None
         if group_size:
             quant = dataclasses.replace(quant, group_size=group_size)
+        if options["head_bits"]:
+            quant = dataclasses.replace(quant, head_bits=int(options["head_bits"]))
         if options["symmetric"]:
             quant = dataclasses.replace(quant, symmetric=True)
         output = options["output"] or Path(f"{Path(model.partition('@')[0]).name}.bundle")
