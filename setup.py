@@ -38,6 +38,7 @@ setup(
     ],
     extras_require={
         "quantize": ["torch>=2.4"],
+        "ray": ["ray[client]>=2.40"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.
         "kernels": [
             "nvidia-cuda-nvrtc-cu12==12.6.85; platform_machine == 'x86_64'",

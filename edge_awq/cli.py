@@ -71,6 +71,7 @@ def main() -> None:
               "  [default: built-in text]")
 @click.option("--group-size", type=click.Choice(["128", "64"]), help="Weights that share a scale.  [default: target's]")
 @click.option("--symmetric", is_flag=True, help="No zero points: smaller kernels' work, a little less exact.")
+@click.option("--workers", metavar="ray[://HOST:PORT]", help="Quantize blocks on many workers at once, with Ray.")
 @click.option("--resume/--fresh", default=None, help="Insist on going on, or start over.  [default: go on if possible]")
 def build(**options: Any) -> None:
     """Quantize MODEL, a Hugging Face folder or a hub id (org/name, org/name@revision), into a bundle."""

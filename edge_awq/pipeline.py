@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.metadata
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,8 +30,9 @@ from edge_awq.model.rope import rope_tables
 from edge_awq.model.source import Source, resolve_source
 from edge_awq.model.tokenizer import copy_tokenizer
 from edge_awq.progress import Progress, Quiet
-from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head, to_half
+from edge_awq.quantize.awq import QuantizeSettings, quantize_head, to_half
 from edge_awq.quantize.calibrate import BUILT_IN, OWN, Calibration, CalibrationSpec, calibrate
+from edge_awq.quantize.workers import Work, check_workers, quantize_blocks
 from edge_awq.target import QuantSpec, Target, find_target
 from edge_awq.weights import TensorSpec, WeightsWriter
 from edge_awq.workspace import Workspace, describe_file
@@ -50,6 +52,7 @@ class BuildRequest:
         recipe: "awq" or "rtn".
         calibration: None for the built-in text, "self", or a txt or jsonl file.
         resume: True insists on going on, False starts over, None goes on where it can.
+        workers: where blocks are quantized; see edge_awq.quantize.workers.
     """
 
     model: str
@@ -60,6 +63,7 @@ class BuildRequest:
     calibration: str | None
     quant: QuantSpec
     resume: bool | None
+    workers: str | None = None
 
     @classmethod
     def from_options(cls, model: str, **options: Any) -> BuildRequest:
@@ -72,7 +76,7 @@ class BuildRequest:
             quant = dataclasses.replace(quant, symmetric=True)
         output = options["output"] or Path(f"{Path(model.partition('@')[0]).name}.bundle")
         return cls(model, target, output, options["precision"], options["recipe"], options["calibration"], quant,
-                   options["resume"])
+                   options["resume"], options["workers"])
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
 
 
 def _plan(request: BuildRequest) -> _Plan:
+    check_workers(request.workers)
     source = resolve_source(request.model)
     decoder = load_decoder(source.folder)
     context = min(request.target.limits.max_context, decoder.config.max_positions)
@@ -176,18 +181,20 @@ def _store_weights(plan: _Plan, store: _Store, ids: Tensor, progress: Progress) 
     done = store.work.journal.done
     hidden = store.hidden()
     with progress.track("quantize", num_blocks + 2, done) as advance:
-        for unit in range(done, num_blocks + 2):
-            if unit == 0:
-                tensors, hidden = _first_unit(plan, ids)
-                store.finish(tensors, None, hidden)
-            elif unit <= num_blocks:
-                block, hidden = quantize_block(plan.decoder, unit - 1, hidden, plan.settings)
-                prefix = f"blocks.{unit - 1}."
-                tensors = {prefix + name: tensor for name, tensor in block.tensors.items()}
+        if done == 0:
+            tensors, hidden = _first_unit(plan, ids)
+            store.finish(tensors, None, hidden)
+            advance(1)
+        work = Work(plan.decoder, max(done - 1, 0), hidden, plan.settings)
+        with closing(quantize_blocks(work, plan.request.workers)) as blocks:
+            for index, (block, outputs) in zip(work.blocks, blocks, strict=True):
+                hidden = outputs
+                tensors = {f"blocks.{index}.{name}": tensor for name, tensor in block.tensors.items()}
                 store.finish(tensors, dataclasses.asdict(block.report), hidden)
-            else:
-                head = quantize_head(plan.decoder, hidden, plan.settings)
-                store.finish(head.tensors, dataclasses.asdict(head.report), None)
+                advance(1)
+        if done < num_blocks + 2:
+            head = quantize_head(plan.decoder, hidden, plan.settings)
+            store.finish(head.tensors, dataclasses.asdict(head.report), None)
             advance(1)
 
 
