@@ -44,6 +44,7 @@ setup(
         "jetson": ["jetson-stats>=4.3"],  # AGPL-3.0: optional, imported only in the process that samples power
         "nvml": ["nvidia-ml-py>=12.535"],
         "plot": ["matplotlib>=3.8"],
+        "ray": ["ray[client]>=2.40"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.
         "kernels": [
             "nvidia-cuda-nvrtc-cu12==12.6.85; platform_machine == 'x86_64'",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -34,17 +36,34 @@ class _Commands(click.Group):
     """Turns every failure that a user can act on into one message and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        pressed = []  # compiled code that Ctrl-C interrupts may turn it into an error of its own
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            pressed.append(number)
+            signal.default_int_handler(number, frame)
+
+        before = signal.signal(signal.SIGINT, interrupt)
         try:
             return super().invoke(ctx)
         except EdgeAwqError as error:
             _fail(error.message, error.hint)
         except KeyboardInterrupt:
-            _fail("interrupted", None if ctx.invoked_subcommand != "build" else GO_ON)
+            _interrupted(ctx)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
             place = f"{error.filename}: " if error.filename else ""
             _fail(f"{place}{error.strerror or error}", None)
+        except Exception:
+            if pressed:
+                _interrupted(ctx)
+            raise
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(ctx: click.Context) -> None:
+    _fail("interrupted", None if ctx.invoked_subcommand != "build" else GO_ON)
 
 
 def _fail(message: str, hint: str | None) -> None:
@@ -78,11 +97,12 @@ def main() -> None:
 @click.option("--group-size", type=click.Choice(["128", "64"]), help="Weights that share a scale.  [default: target's]")
 @click.option("--head-bits", type=click.Choice(["4", "8", "16"]), help="Of the output head.  [default: target's]")
 @click.option("--symmetric", is_flag=True, help="No zero points: smaller kernels' work, a little less exact.")
+@click.option("--workers", metavar="ray[://HOST:PORT]", help="Quantize blocks on many workers at once, with Ray.")
 @click.option("--resume/--fresh", default=None, help="Insist on going on, or start over.  [default: go on if possible]")
 def build(**options: Any) -> None:
     """Quantize MODEL, a Hugging Face folder or a hub id (org/name, org/name@revision), into a bundle."""
-    from edge_awq.pipeline import BuildRequest
     from edge_awq.pipeline import build as run_build
+    from edge_awq.request import BuildRequest
 
     request = BuildRequest.from_options(**options)
     bundle = run_build(request, _progress())

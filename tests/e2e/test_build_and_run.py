@@ -189,6 +189,20 @@ def test_ctrl_c_is_one_line_and_leaves_no_bundle(tmp_path):
     assert not (tmp_path / "x.bundle").exists()
 
 
+def test_ctrl_c_that_a_library_turned_into_an_error_is_still_one_line(tmp_path, model, monkeypatch):
+    import signal
+
+    def build(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of an object") from None
+
+    monkeypatch.setattr("edge_awq.pipeline.build", build)
+    result = command("build", model, "-o", tmp_path / "x.bundle")
+    assert result.code == 1 and result.err.startswith("Error: interrupted")
+
+
 def test_a_full_disk_is_one_error(tmp_path, model, monkeypatch):
     import errno
 
