@@ -168,3 +168,30 @@ def test_tensor_without_a_place_leaves_nothing_behind(copy, tmp_path):
     result = command("export", copy, "--format", "autoawq", "-o", tmp_path / "out")
     assert result.code == 1 and "'blocks.0.act_scale.weight' has no place" in result.err
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("architecture", ["mpt", "falcon", "falcon-40b", "phi3", "qwen3", "gpt-neox", "gemma2"])
+def test_every_family_goes_out_and_comes_back(tmp_path, architecture):
+    """Fused projections, norms with an offset, groups of 64 beside 128: the second bundle means what the first does."""
+    make_model(tmp_path / "model", architecture)
+    first, second, folder = tmp_path / "first.bundle", tmp_path / "second.bundle", tmp_path / "out"
+    assert command("build", tmp_path / "model", "-o", first, "--recipe", "rtn").code == 0
+    result = command("export", first, "--format", "autoawq", "-o", folder)
+    assert result.code == 0, result.err
+    result = command("build", folder, "-o", second)
+    assert result.code == 0, result.err
+    config = load_decoder(tmp_path / "model").config
+    before, after = (float_weights(load_file(bundle / "weights.safetensors"), config) for bundle in (first, second))
+    assert {name for name in before if name.startswith("blocks.")} == {name for name in after if "blocks." in name}
+    for name, weight in before.items():
+        if name.startswith("blocks.") and weight.ndim == 2:
+            assert torch.equal(weight, after[name]), name
+        elif not name.startswith("head."):  # float16 -> 8 bits once more
+            assert torch.allclose(weight, after[name], rtol=0, atol=2.0**-22), name
+
+
+def test_learned_positions_are_refused(tmp_path):
+    make_model(tmp_path / "model", "opt")
+    assert command("build", tmp_path / "model", "-o", tmp_path / "m.bundle", "--recipe", "rtn").code == 0
+    assert_refused(command("export", tmp_path / "m.bundle", "--format", "autoawq", "-o", tmp_path / "out"),
+                   "learned positions", "keep the bundle")
