@@ -8,7 +8,6 @@ from statistics import median, quantiles
 
 from edge_awq.bench.worker import Sample
 
-
 # One turn: every engine once, in shuffled order, doing the same work at nearly the same moment.
 Turn = Mapping[str, Sample]
 

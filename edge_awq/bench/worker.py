@@ -69,7 +69,7 @@ class Worker:
         command = [candidate.python, ENGINES, candidate.name, candidate.model, threads, context, candidate.device]
         self._name = candidate.name
         self._oom_kills = oom_kills()
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 closed by close
         self._process = subprocess.Popen([str(part) for part in command], stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, stderr=self._errors, text=True)
         try:

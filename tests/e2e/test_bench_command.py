@@ -1,0 +1,93 @@
+"""The benchmark's command: one small run through real processes, and what it refuses."""
+
+import json
+
+import pytest
+from models import command, make_model
+
+from edge_awq.bench.protocols import PROTOCOLS, Case, Protocol
+from edge_awq.bench.results import read_results
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkpoint, its bundles in both precisions, and a bundle of another model."""
+    folder = tmp_path_factory.mktemp("bench")
+    for name, changes in (("model", {}), ("other", {"num_hidden_layers": 1})):
+        make_model(folder / name, **changes)
+    for model, precision, bundle in (("model", "w4a16", "w4"), ("model", "fp16", "fp16"), ("other", "fp16", "other")):
+        built = command("build", folder / model, "--recipe", "rtn", "--precision", precision,
+                        "-o", folder / f"{bundle}.bundle")
+        assert built.code == 0, built.err
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """A protocol that a tiny model's context holds, on a machine that counts as idle."""
+    monkeypatch.setitem(PROTOCOLS, "figure", Protocol("figure", (Case(4, 9),), median_step=True))
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+
+
+def test_engines_side_by_side_then_compared(made, tmp_path):
+    pair = (made / "w4.bundle", made / "fp16.bundle")
+    done = command("bench", *pair, "--baseline", made / "model", "--repeats", 2, "--threads", 1,
+                   "-o", tmp_path / "a.json")
+    assert done.code == 0, done.err
+    results = [one.result for one in read_results(tmp_path / "a.json")]
+    assert [(one.engine, one.precision) for one in results] == [
+        ("edge-awq", "w4a16"), ("edge-awq", "fp16"), ("transformers", "fp16")]
+    for one in results:
+        assert one.tok_s_median > 0 and one.tok_s_mad >= 0 and one.load_s > 0 and one.peak_rss_bytes > 1e7
+        assert (one.model, one.profile, one.repeats, one.oom) == ("model", "cpu", 2, False)
+        assert one.j_per_token is None and one.j_per_token_problem == "no_power_source"
+        assert one.provenance.utc and one.provenance.software["edge_awq"]
+    assert results[0].provenance.bundle_sha256 != results[1].provenance.bundle_sha256
+    assert "transformers" in done.out and "4 + 9" in done.out
+
+    table = json.loads((tmp_path / "a.json").read_text())
+    for entry in table["results"]:  # a thousandth and a thousand times as fast: no noise reaches that far
+        entry |= {"valid": True, "invalid_reasons": [], "tok_s_mad": 0.0}
+    for factor, code in ((1e-3, 0), (1e3, 1)):
+        for entry, measured in zip(table["results"], results, strict=True):
+            entry["tok_s_median"] = measured.tok_s_median * factor
+        (tmp_path / "old.json").write_text(json.dumps(table))
+        again = command("bench", pair[0], "--repeats", 1, "--compare", tmp_path / "old.json", "--json")
+        assert json.loads(again.out)["results"][0]["engine"] == "edge-awq"
+        assert again.code == code
+        assert ("regression" if code else "faster") in again.err
+
+
+BAD = {
+    "no bundle": ([], "there is nothing to measure"),
+    "two models": (["w4.bundle", "other.bundle"], "differ in their source: model and other"),
+    "twice the same": (["w4.bundle", "w4.bundle"], "are both w4a16"),
+    "not a bundle": (["model"], "is not a bundle"),
+    "protocol": (["w4.bundle", "--protocol", "fast"], "protocol 'fast' is not known"),
+    "baseline of another model": (["w4.bundle", "--baseline", "other"], "is not the model of"),
+    "baseline without a config": (["w4.bundle", "--baseline", "w4.bundle"], "no checkpoint"),
+    "unknown peer": (["w4.bundle", "--peer", "vllm=x"], "peer 'vllm' is not known"),
+    "peer without a model": (["w4.bundle", "--peer", "llama.cpp"], "no model is given"),
+    "peer not installed": (["w4.bundle", "--peer", "llama.cpp=x.gguf"], "needs the Python package 'llama-cpp-python'"),
+    "too long a context": (["w4.bundle", "--protocol", "realistic"], "nothing was measured: realistic 512 + 128"),
+    "old file of another schema": (["w4.bundle", "--compare", "schema.json"], "schema version 0, not 1"),
+    "old file missing": (["w4.bundle", "--compare", "none.json"], "No such file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(made, monkeypatch, case):
+    monkeypatch.chdir(made)
+    monkeypatch.setattr("importlib.util.find_spec", _without("llama_cpp"))
+    (made / "schema.json").write_text('{"schema": "edge-awq.results/0", "results": []}')
+    arguments, words = BAD[case]
+    refused = command("bench", *arguments)
+    assert refused.code == 1 and words in refused.err
+    assert refused.err.count("Error:") == 1 and "Traceback" not in refused.err
+
+
+def _without(missing):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    return lambda name, *rest: None if name == missing else find(name, *rest)
