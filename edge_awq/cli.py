@@ -271,11 +271,15 @@ def report(results: tuple[Path, ...], output: Path) -> None:
 
 @main.command()
 @click.argument("bundles", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--shape", metavar="NAME", help="In place of bundles: this exact shape with random weights, such as "
+              "llama-2-7b; made once and kept.")
+@click.option("--precision", metavar="LIST", help="Of the shape: w4a16, fp16 or both with a comma.  [default: w4a16]")
+@click.option("-t", "--target", help="What to build the shape for.  [default: cpu]")
 @click.option("--protocol", default="figure", show_default=True,
               help="figure: 4 + 200 tokens, median step.  realistic: prompts of 512 to 4096 tokens.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Of every measurement.  [default: 5]")
-@click.option("--baseline", type=click.Path(path_type=Path), metavar="CHECKPOINT",
-              help="Also measure this checkpoint in float16 through transformers.")
+@click.option("--baseline", is_flag=False, flag_value="shape", metavar="[CHECKPOINT]",
+              help="Also measure this checkpoint, or the shape's own, in float16 through transformers.")
 @click.option("--peer", "peers", metavar="NAME=MODEL", multiple=True,
               help="Also measure llama.cpp or onnxruntime-genai on a model file of theirs; may be given again.")
 @click.option("--compare", type=click.Path(path_type=Path), metavar="OLD.json",
@@ -294,7 +298,8 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     compare, output, as_json = (options.pop(name) for name in ("compare", "output", "as_json"))
     if compare is not None:
         read_results(compare)  # what is wrong with it is known before anything long begins
-    outcome = run_bench(request_from_options(bundles, **options), _progress())
+    progress = _progress()
+    outcome = run_bench(request_from_options(bundles, progress, **options), progress)
     if output is not None:
         write_results(output, outcome.results, outcome.left_out)
     lines = [results_json(outcome.results, outcome.left_out)] if as_json else show_results(

@@ -26,11 +26,11 @@ from typing import Any
 import click
 
 from bench_report import EngineRow, Turn, markdown_table, summarize
+from edge_awq.bench.random_model import make_random_model
 from edge_awq.bench.worker import Candidate, Sample, Worker
 from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.machine import describe_cpu, describe_software
 from edge_awq.shapes import find_shape, shape_names
-from make_random_model import make_random_model
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".cache" / "bench"

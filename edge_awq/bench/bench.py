@@ -12,7 +12,8 @@ from typing import Any
 from edge_awq.bench.engines import ENGINES
 from edge_awq.bench.measure import Bench, Entry, Outcome, Settings, Subject
 from edge_awq.bench.protocols import find_protocol
-from edge_awq.bench.results import BASELINE_ENGINE, OWN_ENGINE
+from edge_awq.bench.results import BASELINE_ENGINE, FIGURE_PROTOCOL, OWN_ENGINE
+from edge_awq.bench.shape_models import make_shape_models, parse_precisions
 from edge_awq.bench.worker import Candidate
 from edge_awq.bundle import MANIFEST, Bundle, hash_file
 from edge_awq.detect import detect_target, read_machine
@@ -25,6 +26,7 @@ from edge_awq.runner.session import measuring_device
 
 PEERS = tuple(name for name in ENGINES if name not in (OWN_ENGINE, BASELINE_ENGINE))
 PEER_PRECISION = "int4"
+SHAPES_OWN = "shape"  # as a baseline: the checkpoint that the bundles of a shape were made from
 
 
 @dataclass(frozen=True)
@@ -49,24 +51,43 @@ class BenchRequest:
     meter: MeterChoice = field(default_factory=MeterChoice)
 
 
-def request_from_options(bundles: tuple[Path, ...], **options: Any) -> BenchRequest:
-    """From the options of ``edge-awq bench``.
+def request_from_options(bundles: tuple[Path, ...], progress: Progress, **options: Any) -> BenchRequest:
+    """From the options of ``edge-awq bench``; makes the models of a shape that was asked for by name.
 
     Raises:
-        EdgeAwqError: there is no bundle, or a peer is not NAME=MODEL.
+        EdgeAwqError: nothing to measure, or options that do not go together.
     """
-    peers = []
-    for peer in options.pop("peers"):
-        name, equals, model = peer.partition("=")
-        if not (equals and model):
-            raise EdgeAwqError(f"peer '{peer}': no model is given",
-                               hint=f"write --peer NAME=MODEL, such as {PEERS[0]}=model.gguf")
-        peers.append((name, Path(model)))
-    check_some(bundles)
     given = {name: value for name, value in options.items() if value is not None}
+    peers = tuple(map(_parse_peer, given.pop("peers")))
+    shape, precision, target = given.get("shape"), given.pop("precision", None), given.pop("target", None)
+    if shape is None and (precision or target):
+        raise EdgeAwqError(f"--{'precision' if precision else 'target'} says what to make of a shape, and there is "
+                           "no --shape", hint="a bundle has a precision and a target of its own")
+    if shape is not None and bundles:
+        raise EdgeAwqError(f"--shape {shape} and {bundles[0]} exclude each other",
+                           hint="measure them in two commands")
+    find_protocol(given.get("protocol", FIGURE_PROTOCOL))
+    if shape is None and given.get("baseline") == SHAPES_OWN:
+        raise EdgeAwqError("--baseline without a checkpoint goes with --shape only", hint="give --baseline CHECKPOINT")
+    if shape is not None:
+        models = make_shape_models(shape, parse_precisions(precision), target or "cpu", progress)
+        bundles = models.bundles
+        if given.get("baseline") == SHAPES_OWN:
+            given["baseline"] = models.checkpoint
+    if not bundles:
+        raise EdgeAwqError("there is nothing to measure", hint="give one or more bundles, or --shape NAME")
+    if "baseline" in given:
+        given["baseline"] = Path(given["baseline"])
     meter = {"name": given.pop("meter")} if "meter" in given else {}
-    return BenchRequest(bundles, peers=tuple(peers), **given,
-                        meter=MeterChoice(device=measuring_device(bundles[0]), **meter))
+    return BenchRequest(bundles, peers=peers, **given, meter=MeterChoice(device=measuring_device(bundles[0]), **meter))
+
+
+def _parse_peer(peer: str) -> tuple[str, Path]:
+    name, equals, model = peer.partition("=")
+    if not (equals and model):
+        raise EdgeAwqError(f"peer '{peer}': no model is given",
+                           hint=f"write --peer NAME=MODEL, such as {PEERS[0]}=model.gguf")
+    return name, Path(model)
 
 
 def run_bench(request: BenchRequest, progress: Progress | None = None) -> Outcome:
@@ -91,16 +112,6 @@ def run_bench(request: BenchRequest, progress: Progress | None = None) -> Outcom
         raise EdgeAwqError(f"nothing was measured: {'; '.join(outcome.left_out)}",
                            hint="take a bundle with a longer context, or another protocol or engine")
     return outcome
-
-
-def check_some(bundles: Sequence[object]) -> None:
-    """There is something to measure.
-
-    Raises:
-        EdgeAwqError: there is not.
-    """
-    if not bundles:
-        raise EdgeAwqError("there is nothing to measure", hint="give one or more bundles")
 
 
 def check_comparable(bundles: Sequence[Bundle]) -> None:

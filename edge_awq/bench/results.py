@@ -22,7 +22,8 @@ from edge_awq.toml import from_table
 SCHEMA = "edge-awq.results/1"
 FIGURE_PROTOCOL = "figure"  # batch 1, a prompt of 4 tokens, 200 generated, median latency of a step
 OWN_ENGINE, BASELINE_ENGINE = "edge-awq", "transformers"
-PRECISIONS = ("w4a16", "fp16", "int4")  # int4: 4-bit weights in another program's own format
+OWN_PRECISIONS = ("w4a16", "fp16")
+PRECISIONS = (*OWN_PRECISIONS, "int4")  # int4: 4-bit weights in another program's own format
 
 
 @dataclass(frozen=True)

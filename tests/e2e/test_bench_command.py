@@ -7,6 +7,7 @@ from models import command, make_model
 
 from edge_awq.bench.protocols import PROTOCOLS, Case, Protocol
 from edge_awq.bench.results import read_results
+from edge_awq.shapes import Shape, find_shape
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,35 @@ def test_engines_side_by_side_then_compared(made, tmp_path):
         assert ("regression" if code else "faster") in again.err
 
 
+SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "vocab_size": 300, "max_position_embeddings": 64}
+
+
+def test_a_shape_by_name_is_made_once_and_kept(tmp_path, monkeypatch):
+    shape = Shape("small", {**find_shape("tinyllama-1.1b").config, **SMALL})
+    monkeypatch.setattr("edge_awq.bench.shape_models.find_shape", lambda name: shape)
+    monkeypatch.setenv("EDGE_AWQ_SHAPES", str(tmp_path))
+    arguments = ("bench", "--shape", "small", "--precision", "w4a16,fp16", "--repeats", 1, "--json")
+    done, again = command(*arguments), command(*arguments)
+    assert done.code == 0, done.err
+    results = json.loads(done.out)["results"]
+    assert [(one["model"], one["shape"], one["precision"]) for one in results] == [
+        ("small", "small", "w4a16"), ("small", "small", "fp16")]
+    assert all(one["provenance"]["random_weights"] for one in results)
+    assert again.err.count("is built already") == 2
+    assert (tmp_path / "small" / "small" / "config.json").is_file()
+
+
 BAD = {
     "no bundle": ([], "there is nothing to measure"),
     "two models": (["w4.bundle", "other.bundle"], "differ in their source: model and other"),
     "twice the same": (["w4.bundle", "w4.bundle"], "are both w4a16"),
     "not a bundle": (["model"], "is not a bundle"),
+    "shape": (["--shape", "gpt-9"], "shape 'gpt-9' is not known"),
+    "shape beside a bundle": (["w4.bundle", "--shape", "llama-2-7b"], "exclude each other"),
+    "precision without a shape": (["w4.bundle", "--precision", "fp16"], "there is no --shape"),
+    "precision": (["--shape", "llama-2-7b", "--precision", "int3"], "precision 'int3' is not known"),
+    "baseline of no shape": (["w4.bundle", "--baseline"], "goes with --shape only"),
     "protocol": (["w4.bundle", "--protocol", "fast"], "protocol 'fast' is not known"),
     "baseline of another model": (["w4.bundle", "--baseline", "other"], "is not the model of"),
     "baseline without a config": (["w4.bundle", "--baseline", "w4.bundle"], "no checkpoint"),
