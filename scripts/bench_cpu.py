@@ -25,10 +25,12 @@ from typing import Any
 
 import click
 
-from bench_report import EngineRow, Sample, Turn, markdown_table, summarize
+from bench_report import EngineRow, Turn, markdown_table, summarize
+from edge_awq.bench.random_model import make_random_model
+from edge_awq.bench.worker import Candidate, Sample, Worker
+from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.machine import describe_cpu, describe_software
 from edge_awq.shapes import find_shape, shape_names
-from make_random_model import make_random_model
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent / ".cache" / "bench"
@@ -66,15 +68,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An engine that can run here: its model, and the interpreter that has its library."""
-
-    name: str
-    model: Path
-    python: str
-
-
-@dataclass(frozen=True)
 class Measurement:
     """Everything seen at one number of threads.
 
@@ -90,45 +83,6 @@ class Measurement:
     versions: dict[str, dict[str, str | None]]
     load_average: tuple[tuple[float, ...], tuple[float, ...]]
     raw: dict[str, Any]
-
-
-class Worker:
-    """One engine in its own process (bench_engines.py)."""
-
-    def __init__(self, candidate: Candidate, threads: int, context: int) -> None:
-        command = [candidate.python, HERE / "bench_engines.py", candidate.name, candidate.model, threads, context]
-        self._process = subprocess.Popen([str(part) for part in command], stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, text=True)
-        started = self._answer()
-        self.load_s: float = started["load_s"]
-        self.versions: dict[str, str] = started["versions"]
-        self.peak_rss_bytes = 0
-
-    def prefill(self, ids: list[int]) -> Sample:
-        """Empty the cache and run a prompt."""
-        return self._run({"do": "prefill", "ids": ids}, len(ids))
-
-    def decode(self, count: int) -> Sample:
-        """Run that many steps."""
-        return self._run({"do": "decode", "count": count}, count)
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _run(self, work: dict[str, Any], tokens: int) -> Sample:
-        self._process.stdin.write(json.dumps(work) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        self.peak_rss_bytes = answer["peak_rss_bytes"]
-        return Sample(tokens, answer["wall_s"], answer["cpu_s"])
-
-    def _answer(self) -> dict[str, Any]:
-        for line in self._process.stdout:
-            if line.startswith("{"):  # a library may have said something of its own
-                return json.loads(line)
-        raise click.ClickException(f"{self._process.args[2]}: the engine ended with code {self._process.wait()}")
 
 
 @contextmanager
@@ -255,7 +209,10 @@ def main(shape: str, threads: tuple[int, ...], peer_python: str, work: Path, out
         click.echo(f"{name}: skipped, {reason}", err=True)
     results = []
     for count in threads or sorted({1, len(os.sched_getaffinity(0))}):
-        results.append(measure(candidates, count, plan))
+        try:
+            results.append(measure(candidates, count, plan))
+        except EdgeAwqError as error:
+            raise click.ClickException(error.message) from error
         before, after = (average[0] for average in results[-1].load_average)
         click.echo(f"\n{shape}, {count} threads, load average {before:.1f} before and {after:.1f} after\n")
         click.echo(markdown_table(results[-1].rows, results[-1].base, plan.prompt))

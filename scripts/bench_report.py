@@ -6,15 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-
-@dataclass(frozen=True)
-class Sample:
-    """``tokens`` processed in one go; cpu_s is the time of all threads of the engine's process."""
-
-    tokens: int
-    wall_s: float
-    cpu_s: float
-
+from edge_awq.bench.worker import Sample
 
 # One turn: every engine once, in shuffled order, doing the same work at nearly the same moment.
 Turn = Mapping[str, Sample]

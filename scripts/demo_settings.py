@@ -7,7 +7,10 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = ("demo_settings.py", "demo_training.py", "hf_folder.py", "random_weights.py", "stdlib_text.py")
+HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parent / "edge_awq" / "bench"
+SOURCES = (HERE / "demo_settings.py", HERE / "demo_training.py", PACKAGE / "hf_folder.py",
+           PACKAGE / "random_weights.py", PACKAGE / "stdlib_text.py")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,6 @@ class DemoSettings:
 
     def stamp(self) -> str:
         """Changes whenever a model trained now would differ from one trained before."""
-        here = Path(__file__).parent
-        sources = [(here / name).read_bytes() for name in SOURCES]
+        sources = [path.read_bytes() for path in SOURCES]
         parts = [repr(self).encode(), platform.python_version().encode(), *sources]
         return hashlib.sha256(b"\0".join(parts)).hexdigest()

@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from demo_settings import DemoSettings
+from edge_awq.bench.hf_folder import hf_config, train_tokenizer, write_text_files
+from edge_awq.bench.random_weights import RandomWeights, stored_name
+from edge_awq.bench.stdlib_text import Corpus, read_corpus
 from edge_awq.model.config import DecoderConfig, parse_config
 from edge_awq.model.decoder import Weights, norm, run_block
 from edge_awq.model.family import Family, find_family
 from edge_awq.progress import Progress
-from hf_folder import hf_config, train_tokenizer, write_text_files
-from random_weights import RandomWeights, stored_name
-from stdlib_text import Corpus, read_corpus
 
 SAVED_TYPE = torch.float16  # a trained weight keeps 11 bits of precision, bfloat16 would keep 8
 HELD_OUT_WINDOWS = 32

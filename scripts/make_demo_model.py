@@ -34,7 +34,7 @@ def make_demo_model(folder: Path, settings: DemoSettings = DEFAULTS, progress: P
     if is_current(folder, settings):
         return folder
     from demo_training import train_and_save
-    from hf_folder import replacing, write_json
+    from edge_awq.bench.hf_folder import replacing, write_json
 
     wall, cpu = time.perf_counter(), time.process_time()
     with replacing(folder) as partial:

@@ -1,6 +1,7 @@
 """Result files: what a benchmark measured, in numbers that others can compare. JSON, one schema, versioned.
 
-    {"schema": "edge-awq.results/1", "results": [{"device": ..., "tok_s_median": ..., ...}, ...]}
+    {"schema": "edge-awq.results/1", "results": [{"device": ..., "tok_s_median": ..., ...}, ...],
+     "left_out": ["why something was not measured", ...]}
 
 Null is "not measured" or "not known", never 0. Out of memory is a result: ``oom`` true, every rate null.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from edge_awq.toml import from_table
 SCHEMA = "edge-awq.results/1"
 FIGURE_PROTOCOL = "figure"  # batch 1, a prompt of 4 tokens, 200 generated, median latency of a step
 OWN_ENGINE, BASELINE_ENGINE = "edge-awq", "transformers"
-PRECISIONS = ("w4a16", "fp16")
+OWN_PRECISIONS = ("w4a16", "fp16")
+PRECISIONS = (*OWN_PRECISIONS, "int4")  # int4: 4-bit weights in another program's own format
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class Result:
         j_per_token: energy of decoding per token, with idle power; None without a meter.
         oom: the model did not fit.
         valid: nothing disturbed the run; ``invalid_reasons`` says what did.
+        j_per_token_problem: why there are no joules; see edge_awq.power.energy.PhaseEnergy.problem.
+        idle_w: power before the first repeat, with the model loaded.
+        peak_rss_bytes: the most memory that the engine's process had resident; load_s: until it was ready.
     """
 
     device: str
@@ -89,6 +94,10 @@ class Result:
     prefill_tok_s_median: float | None = None
     runtime: str | None = None
     shape: str | None = None
+    j_per_token_problem: str | None = None
+    idle_w: float | None = None
+    peak_rss_bytes: int | None = None
+    load_s: float | None = None
 
     def __post_init__(self) -> None:
         name = f"result of {self.model} on {self.device}"
@@ -119,10 +128,16 @@ class StoredResult:
     path: Path
 
 
-def write_results(path: Path, results: Iterable[Result]) -> None:
+def write_results(path: Path, results: Iterable[Result], left_out: Sequence[str] = ()) -> None:
     """Write a result file, whole or not at all."""
-    table = {"schema": SCHEMA, "results": [dataclasses.asdict(result) for result in results]}
-    write_text(path, json.dumps(table, indent=1, allow_nan=False) + "\n")
+    write_text(path, results_json(results, left_out) + "\n")
+
+
+def results_json(results: Iterable[Result], left_out: Sequence[str] = ()) -> str:
+    """The text of a result file."""
+    table = {"schema": SCHEMA, "results": [dataclasses.asdict(result) for result in results],
+             "left_out": list(left_out)}
+    return json.dumps(table, indent=1, allow_nan=False)
 
 
 def read_results(path: Path) -> list[StoredResult]:

@@ -35,7 +35,7 @@ def held_out(demo_model):
     from tokenizers import Tokenizer
 
     from demo_settings import DemoSettings
-    from stdlib_text import read_corpus
+    from edge_awq.bench.stdlib_text import read_corpus
 
     tokenizer = Tokenizer.from_file(str(demo_model / "tokenizer.json"))
     text = "".join(read_corpus(DemoSettings().text_size).held_out)

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from bench_cpu import Plan, find_candidates, measure
 from bench_models import gguf_name, stored_tensors
-from bench_report import EngineRow, Sample, markdown_table, summarize
+from bench_report import EngineRow, markdown_table, summarize
+from edge_awq.bench.random_model import make_random_model
+from edge_awq.bench.worker import Sample
 from edge_awq.shapes import Shape, find_shape
-from make_random_model import make_random_model
 
 
 def turn(**wall_s):

@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from demo_settings import DemoSettings, Phase
+from edge_awq.bench.stdlib_text import BOS, EOS, chat_document, documented_functions, read_corpus
 from edge_awq.errors import EdgeAwqError
 from edge_awq.model.decoder import load_decoder, logits
 from make_demo_model import RECORD, is_current, make_demo_model
-from stdlib_text import BOS, EOS, chat_document, documented_functions, read_corpus
 
 TINY = DemoSettings(vocab_size=512, hidden_size=128, intermediate_size=256, num_layers=2, num_heads=2, num_kv_heads=1,
                     context=64, text_size=300_000, phases=(Phase(20, 8, 32), Phase(4, 4, 64)))

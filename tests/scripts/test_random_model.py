@@ -7,12 +7,12 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+from edge_awq.bench.random_model import make_random_model
 from edge_awq.errors import EdgeAwqError
 from edge_awq.model.config import parse_config
 from edge_awq.model.decoder import load_decoder, logits
 from edge_awq.model.family import find_family
 from edge_awq.shapes import Shape, find_shape, shape_names
-from make_random_model import make_random_model
 
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 600, "max_position_embeddings": 128}

@@ -1,14 +1,14 @@
-#!/usr/bin/env python3
 """One engine in a process of its own: loads a model, then answers requests on stdin, one JSON line each way.
 
-Free of edge_awq and of everything but the engine's own library, so that it also runs in an environment that holds a
-peer alone, and so that peak memory is the engine's.
+Run by its path, and free of edge_awq and of everything but the engine's own library, so that it also runs in an
+environment that holds a peer alone, and so that peak memory is the engine's.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import itertools
 import json
 import sys
 import time
@@ -19,11 +19,18 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """threads: CPU threads; context: tokens that the KV cache must hold."""
+    """What an engine loads.
+
+    Attributes:
+        threads: CPU threads, 0 for the engine's own choice.
+        context: tokens that the KV cache must hold.
+        device: what does the work, "cpu" or "gpu".
+    """
 
     model: str
     threads: int
     context: int
+    device: str = "cpu"
 
 
 class BenchEngine(Protocol):
@@ -47,8 +54,8 @@ class BenchEngine(Protocol):
         """Run a prompt."""
         ...
 
-    def decode(self, count: int) -> None:
-        """Run ``count`` steps; the end-of-text token means nothing."""
+    def step(self) -> None:
+        """Feed the likeliest token; the end-of-text token means nothing."""
         ...
 
 
@@ -61,7 +68,7 @@ class EdgeAwq:
     def __init__(self, request: LoadRequest) -> None:
         from edge_awq.runner.session import load
 
-        self._session = load(request.model, threads=request.threads, context=request.context)
+        self._session = load(request.model, threads=request.threads or None, context=request.context)
 
     def reset(self) -> None:
         self._session.reset()
@@ -69,9 +76,39 @@ class EdgeAwq:
     def prefill(self, ids: list[int]) -> None:
         self._next = int(self._session.prefill(ids).argmax())
 
-    def decode(self, count: int) -> None:
-        for _ in range(count):
-            self._next = int(self._session.step(self._next).argmax())
+    def step(self) -> None:
+        self._next = int(self._session.step(self._next).argmax())
+
+
+class Transformers:
+    """A checkpoint in float16 through Hugging Face transformers: what people have before they quantize."""
+
+    module = "transformers"
+    packages = ("transformers", "torch")
+
+    def __init__(self, request: LoadRequest) -> None:
+        import torch
+        import transformers
+
+        if request.threads:
+            torch.set_num_threads(request.threads)
+        self._torch, self._device = torch, "cuda" if request.device == "gpu" else "cpu"
+        model = transformers.AutoModelForCausalLM.from_pretrained(request.model, dtype=torch.float16)
+        self._model = model.to(self._device).eval()
+        self._cache = None
+
+    def reset(self) -> None:
+        self._cache = None
+
+    def prefill(self, ids: list[int]) -> None:
+        with self._torch.inference_mode():
+            fed = self._torch.tensor([ids], device=self._device)
+            answer = self._model(fed, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            self._cache = answer.past_key_values
+            self._next = int(answer.logits[0, -1].argmax())  # waits for the GPU
+
+    def step(self) -> None:
+        self.prefill([self._next])
 
 
 class LlamaCpp:
@@ -83,8 +120,10 @@ class LlamaCpp:
     def __init__(self, request: LoadRequest) -> None:
         import llama_cpp
 
-        self._llama = llama_cpp.Llama(request.model, n_ctx=request.context, n_batch=512, n_threads=request.threads,
-                                      n_threads_batch=request.threads, verbose=False)
+        threads = request.threads or None
+        self._llama = llama_cpp.Llama(request.model, n_ctx=request.context, n_batch=512, n_threads=threads,
+                                      n_threads_batch=threads, n_gpu_layers=-1 if request.device == "gpu" else 0,
+                                      verbose=False)
 
     def reset(self) -> None:
         self._llama.reset()
@@ -96,9 +135,8 @@ class LlamaCpp:
         logits = np.ctypeslib.as_array(self._llama._ctx.get_logits_ith(-1), shape=(self._llama.n_vocab(),))
         self._next = int(logits.argmax())
 
-    def decode(self, count: int) -> None:
-        for _ in range(count):
-            self.prefill([self._next])
+    def step(self) -> None:
+        self.prefill([self._next])
 
 
 class OrtGenai:
@@ -128,12 +166,33 @@ class OrtGenai:
         self._generator.append_tokens(np.asarray([ids], dtype=np.int32))
         self._generator.generate_next_token()  # chooses from the logits that are there; the next call runs the model
 
-    def decode(self, count: int) -> None:
-        for _ in range(count):
-            self._generator.generate_next_token()
+    def step(self) -> None:
+        self._generator.generate_next_token()
 
 
-ENGINES: dict[str, type[BenchEngine]] = {"edge-awq": EdgeAwq, "llama.cpp": LlamaCpp, "onnxruntime-genai": OrtGenai}
+ENGINES: dict[str, type[BenchEngine]] = {"edge-awq": EdgeAwq, "transformers": Transformers, "llama.cpp": LlamaCpp,
+                                         "onnxruntime-genai": OrtGenai}
+# What libraries say when memory is short and they raise no type of their own for it.
+OUT_OF_MEMORY = ("bad_alloc", "can't allocate memory", "failed to allocate memory", "out of memory",
+                 "cannot allocate memory")
+
+
+def main(name: str, request: LoadRequest) -> int:
+    """Serve until stdin ends; that memory is short is said in one line of JSON, any other failure by a traceback."""
+    try:
+        serve(name, request)
+    except Exception as error:
+        if is_out_of_memory(error):
+            _reply({"oom": f"{type(error).__name__}: {error}".splitlines()[0]})
+            return 1
+        raise
+    return 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an engine failed for want of memory."""
+    return (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+            or any(words in str(error).lower() for words in OUT_OF_MEMORY))
 
 
 def serve(name: str, request: LoadRequest) -> None:
@@ -150,13 +209,23 @@ def serve(name: str, request: LoadRequest) -> None:
         work = json.loads(line)
         if work["do"] == "prefill":
             engine.reset()
-        wall, cpu = time.perf_counter(), time.process_time()
+        began_ns, cpu = time.monotonic_ns(), time.process_time()
+        steps_s = []
         if work["do"] == "prefill":
             engine.prefill(work["ids"])
         else:
-            engine.decode(work["count"])
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        _reply({"wall_s": wall, "cpu_s": cpu, "peak_rss_bytes": _peak_rss_bytes()})
+            steps_s = _timed_steps(engine, work["count"])
+        ended_ns, cpu = time.monotonic_ns(), time.process_time() - cpu
+        _reply({"wall_s": (ended_ns - began_ns) / 1e9, "cpu_s": cpu, "span_ns": [began_ns, ended_ns],
+                "steps_s": steps_s, "peak_rss_bytes": _peak_rss_bytes()})
+
+
+def _timed_steps(engine: BenchEngine, count: int) -> list[float]:
+    ends = [time.perf_counter()]
+    for _ in range(count):
+        engine.step()
+        ends.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def _reply(value: dict[str, Any]) -> None:
@@ -179,4 +248,5 @@ def _peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], LoadRequest(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    del sys.path[0]  # this file's folder, whose modules are no packages of anyone
+    sys.exit(main(sys.argv[1], LoadRequest(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])))

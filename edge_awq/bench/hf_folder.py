@@ -11,9 +11,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from edge_awq.bench.stdlib_text import BOS, CHAT_TEMPLATE, EOS, SPECIAL_TOKENS
 from edge_awq.model.config import parse_config
 from edge_awq.model.family import find_family
-from stdlib_text import BOS, CHAT_TEMPLATE, EOS, SPECIAL_TOKENS
 
 
 @contextlib.contextmanager

@@ -1,0 +1,183 @@
+"""One engine through a protocol: warm-up, idle power, repeats, and the results that they amount to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+
+from edge_awq import __version__
+from edge_awq.bench.protocols import Case, Conditions, Protocol, deviation, fitting, invalid_reasons, per_token
+from edge_awq.bench.results import Provenance, Result
+from edge_awq.bench.worker import Candidate, EngineEnded, Sample, Worker
+from edge_awq.power.monitor import Monitor
+from edge_awq.progress import Progress
+from edge_awq.runner.board import BoardState, describe_board, driver
+from edge_awq.runner.energy import readings_within, throttled
+from edge_awq.runner.machine import describe_software
+
+WARM_UP_STEPS = 4  # first use maps pages and sizes buffers
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One engine with the model that it runs.
+
+    Attributes:
+        context: tokens that it can hold at most.
+        bundle_sha256: of the manifest; None for what is no bundle.
+    """
+
+    candidate: Candidate
+    precision: str
+    context: int
+    bundle_sha256: str | None = None
+
+    @property
+    def words(self) -> str:
+        """For progress and reasons."""
+        return f"{self.candidate.name} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What all entries share: the model, the device and how results name them; ``vocab_size`` bounds token ids."""
+
+    device: str
+    profile: str
+    model: str
+    vocab_size: int
+    shape: str | None = None
+    random_weights: bool | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured. threads: 0 for each engine's own choice; idle_s: of idle power, with a meter."""
+
+    protocol: Protocol
+    repeats: int = 5
+    threads: int = 0
+    idle_s: float = 3.0
+    load_before: float | None = None
+    root: Path = Path("/")
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """Results, and in words what was left out and why."""
+
+    results: list[Result] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs; ``start`` makes the engine's process."""
+
+    subject: Subject
+    settings: Settings
+    meter: Monitor
+    progress: Progress
+    start: Callable[[Candidate, int, int], Worker] = Worker
+
+    def measure(self, entries: Sequence[Entry]) -> Outcome:
+        """Every entry alone, one after the other, with the same prompts and the same KV cache."""
+        cases, reasons = fitting(self.settings.protocol, min(entry.context for entry in entries))
+        outcome = Outcome(left_out=list(reasons))
+        for entry in entries if cases else ():
+            self._measure_entry(entry, cases, outcome)
+        return outcome
+
+    def _measure_entry(self, entry: Entry, cases: Sequence[Case], outcome: Outcome) -> None:
+        """An engine that runs out of memory has that as its result; one that ends otherwise is left out."""
+        context = max(case.context for case in cases)
+        left = list(cases)
+        try:
+            with (self.start(entry.candidate, self.settings.threads, context) as worker,
+                  self.progress.track(entry.words, len(cases) * self.settings.repeats) as advance):
+                self._warm_up(worker, cases[0])
+                idle_w = self.meter.measure_idle(self.settings.idle_s) if self.meter.ready() is not None else None
+                for case in cases:
+                    outcome.results.append(self._measure_case(entry, worker, case, (idle_w, advance)))
+                    left.remove(case)
+        except EngineEnded as ended:
+            names = [f"{case.prompt_tokens} + {case.generated_tokens}" for case in left]
+            if ended.oom:
+                outcome.results.append(self._out_of_memory(entry, left[0]))
+                names = names[1:]
+            if names:
+                outcome.left_out.append(f"{entry.words} at {', '.join(names)}: {ended.message}")
+
+    def _warm_up(self, worker: Worker, case: Case) -> None:
+        worker.prefill(self._prompt(case))
+        worker.decode(min(WARM_UP_STEPS, case.steps))
+
+    def _prompt(self, case: Case) -> list[int]:
+        """The same for every engine; low ids are special tokens in most vocabularies."""
+        draw = random.Random(self.settings.seed)
+        return [draw.randrange(3, min(self.subject.vocab_size, 1000)) for _ in range(case.prompt_tokens)]
+
+    def _measure_case(self, entry: Entry, worker: Worker, case: Case,
+                      shared: tuple[float | None, Callable[[int], None]]) -> Result:
+        idle_w, advance = shared
+        ids, prefills, decodes = self._prompt(case), [], []
+        before = BoardState.now(self.settings.root)
+        for _ in range(self.settings.repeats):
+            prefills.append(worker.prefill(ids))
+            decodes.append(worker.decode(case.steps))
+            advance(1)
+        changes = BoardState.now(self.settings.root).changed_since(before)
+        spans = [sample.span_ns for sample in decodes]
+        energy = self.meter.energy(spans)
+        seen = readings_within(self.meter, (prefills[0].span_ns[0], decodes[-1].span_ns[1]))
+        source = self.meter.source
+        conditions = Conditions(tuple(f"{text} ({code})" for code, text in changes), throttled(seen),
+                                self.settings.load_before, source.backend if source else None)
+        reasons = invalid_reasons(conditions, energy)
+        rates = [self.settings.protocol.decode_tok_s(sample) for sample in decodes]
+        return Result(
+            **self._names(entry, case), tok_s_median=median(rates), tok_s_mad=deviation(rates),
+            j_per_token=per_token(energy, case.steps * len(decodes)), j_per_token_problem=energy.problem,
+            oom=False, valid=not reasons, invalid_reasons=reasons,
+            prefill_tok_s_median=median(map(_rate, prefills)), runtime=_runtime(entry, worker), idle_w=idle_w,
+            peak_rss_bytes=worker.peak_rss_bytes, load_s=worker.load_s,
+            provenance=self._provenance(entry, before, worker.versions),
+        )
+
+    def _out_of_memory(self, entry: Entry, case: Case) -> Result:
+        return Result(**self._names(entry, case), tok_s_median=None, tok_s_mad=None, j_per_token=None, oom=True,
+                      valid=True, provenance=self._provenance(entry, BoardState.now(self.settings.root), {}))
+
+    def _names(self, entry: Entry, case: Case) -> dict[str, object]:
+        return {"device": self.subject.device, "profile": self.subject.profile, "model": self.subject.model,
+                "engine": entry.candidate.name, "precision": entry.precision, "shape": self.subject.shape,
+                "protocol": self.settings.protocol.name, "prompt_tokens": case.prompt_tokens,
+                "generated_tokens": case.generated_tokens, "repeats": self.settings.repeats}
+
+    def _provenance(self, entry: Entry, state: BoardState, versions: dict[str, str | None]) -> Provenance:
+        root, source = self.settings.root, self.meter.source
+        board = describe_board(root) or {}
+        packages = {name.replace("-", "_"): version for name, version in versions.items()}
+        return Provenance(
+            utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), tool_version=__version__,
+            software={**describe_software(), **packages}, clocks=state.clocks, driver=driver(root),
+            power_mode=state.power_mode["name"] if state.power_mode else None, l4t=board.get("l4t"),
+            power_scope=source.total.scope if source else None, bundle_sha256=entry.bundle_sha256,
+            random_weights=self.subject.random_weights,
+        )
+
+
+def _rate(sample: Sample) -> float:
+    return sample.tokens / sample.wall_s
+
+
+def _runtime(entry: Entry, worker: Worker) -> str | None:
+    """What the engine runs on: its packages but itself, unless it has no other."""
+    named = {name: version for name, version in worker.versions.items() if version}
+    others = {name: version for name, version in named.items() if name != entry.candidate.name} or named
+    return ", ".join(f"{name} {version}" for name, version in others.items()) or None
