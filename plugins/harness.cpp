@@ -13,6 +13,8 @@
 #include "int4_matmul/plan.h"
 #include "int8_matmul/gemv.cu"
 #include "int8_matmul/plan.h"
+#include "measure/plan.h"
+#include "measure/read.cu"
 #include "norm/norm.cu"
 #include "norm/plan.h"
 #include "sampling/argmax.cu"
@@ -119,6 +121,11 @@ int edge_awq_layer_norm(const edge_awq::NormArguments* arguments, unsigned sched
 
 int edge_awq_argmax(const edge_awq::ArgmaxArguments* arguments, unsigned schedule, char* message, size_t size) {
   static const Kernel<edge_awq::ArgmaxArguments> kernels[] = {{"argmax", argmax}};
+  return launch(kernels, plan(*arguments), *arguments, schedule, {message, size});
+}
+
+int edge_awq_read(const edge_awq::ReadArguments* arguments, unsigned schedule, char* message, size_t size) {
+  static const Kernel<edge_awq::ReadArguments> kernels[] = {{"read_sum", read_sum}};
   return launch(kernels, plan(*arguments), *arguments, schedule, {message, size});
 }
 

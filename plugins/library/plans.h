@@ -5,6 +5,7 @@
 #include "../fp16_matmul/plan.h"
 #include "../int4_matmul/plan.h"
 #include "../int8_matmul/plan.h"
+#include "../measure/plan.h"
 #include "../norm/plan.h"
 #include "../sampling/plan.h"
 
@@ -30,6 +31,7 @@ constexpr Plan kPlans[] = {
     plan_entry<NormArguments, plan_rms_norm>("rms_norm"),
     plan_entry<NormArguments, plan_layer_norm>("layer_norm"),
     plan_entry<ArgmaxArguments, plan>("argmax"),
+    plan_entry<ReadArguments, plan>("read"),
 };
 
 }  // namespace edge_awq

@@ -56,6 +56,7 @@ SMALL_KERNELS = {  # bound by latency: widths of loads
     "rms_norm": {"128", "128.CONSTANT"},
     "layer_norm": {"128", "128.CONSTANT"},
     "argmax": {"32", "64"},  # logits, candidates
+    "read_sum": {"128.CONSTANT"},
 }
 
 

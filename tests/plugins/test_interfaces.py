@@ -8,6 +8,7 @@ import pytest
 from kernel_harness import PLUGINS, need_compiler
 
 HEADERS = [folder for folder in os.environ.get("TENSORRT_INCLUDE_DIR", "").split(os.pathsep) if folder]
+# All that the headers want of CUDA, where CUDA is not installed.
 CUDA_TYPES = """#pragma once
 typedef struct CUstream_st* cudaStream_t;
 typedef struct CUevent_st* cudaEvent_t;
@@ -19,7 +20,7 @@ def test_ours_are_theirs(tmp_path, folder):
     if folder is None:
         pytest.skip("no TensorRT headers: let TENSORRT_INCLUDE_DIR name their folder")
     need_compiler()
-    (tmp_path / "cuda_runtime_api.h").write_text(CUDA_TYPES)  # all that the headers want of CUDA; a real one comes first
+    (tmp_path / "cuda_runtime_api.h").write_text(CUDA_TYPES)
     library = tmp_path / "check.so"
     subprocess.run(["g++", "-std=c++17", "-shared", "-fPIC", "-w", "-DEDGE_AWQ_TENSORRT_HEADERS", "-isystem", folder,
                     "-idirafter", tmp_path, PLUGINS / "tensorrt" / "interface_check.cpp", "-o", library], check=True)
