@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from cuda_driver import Gpu
 
+from cuda_driver import Gpu
 from edge_awq.plugins import load_library
 
 INT32_FIELD, FLOAT32_FIELD = 5, 1

@@ -12,7 +12,6 @@ sys.path[:0] = [str(TESTS / "plugins"), str(TESTS.parent / "scripts")]
 
 from cuda_driver import Gpu, GpuError  # noqa: E402
 from device_ops import Device  # noqa: E402
-
 from edge_awq.errors import EdgeAwqError  # noqa: E402
 
 

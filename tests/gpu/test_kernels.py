@@ -40,8 +40,9 @@ def run_matmul(device, matrix, x, bias=None, dtype=np.float16):
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (4, 64), (8, 128), (8, 64)])
-@pytest.mark.parametrize(("N", "K"), SHAPES)
-def test_integer_matmul(device, rng, N, K, bits, group_size, rows):
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_integer_matmul(device, rng, shape, bits, group_size, rows):
+    N, K = shape
     matrix, x = random_matrix(rng, N, K, group_size, bits), activations(rng, rows, K)
     bias = rng.standard_normal(N).astype(np.float16)
     assert_product(run_matmul(device, matrix, x, bias), matrix, x, roundings(K), bias.astype(np.float64))
