@@ -31,8 +31,8 @@ ROWS = (1, 2, 4, 8, 16, 32, 64)
 PREFILL_ROWS = 2048
 METHOD = (
     "Each launch reads weights of its own; together they are at least four times the L2 cache. All are captured in one "
-    "CUDA graph; time per launch is a replay's time, between two events, divided by their number. Peers are replayed in "
-    "turn with ours. Median, 10th and 90th percentile of the repeats. Weights are random.")
+    "CUDA graph; time per launch is a replay's time, between two events, divided by their number. Peers are replayed "
+    "in turn with ours. Median, 10th and 90th percentile of the repeats. Weights are random.")
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class Bench:
         if peers:
             found = torch_peers(*peers, work.details["rows"], 4 * self.device.gpu.l2_bytes)
             timed |= {name: each for name, each in found.items() if callable(each)}
-            self.rows += [Row(name, note=each) for name, each in found.items() if isinstance(each, str)]
+            missing = [Row(name, note=each) for name, each in found.items() if isinstance(each, str)]
+            self.rows += [row for row in missing if row not in self.rows]
         times: dict[str, list[float]] = {name: [] for name in timed}
         for seconds in timed.values():
             seconds()  # warm

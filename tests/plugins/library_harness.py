@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ import numpy as np
 from kernel_harness import PLUGINS, KernelError, build_kernels, need_compiler
 
 from edge_awq.plugins import load_library
+
+sys.path.insert(0, str(PLUGINS))
+from build_library import COMPILERS, build_library
 
 HERE = Path(__file__).resolve().parent
 DRIVER_VARIABLE = "EDGE_AWQ_CUDA_DRIVER"
@@ -53,10 +57,15 @@ def stand_in_images(where: Path, architectures: Sequence[str] = build_kernels.AR
 @functools.cache
 def built_library() -> Path:
     """The real library with stand-ins for the compiled kernels."""
-    from build_library import build_library
+    return build_for(os.uname().machine)
 
-    where = Path(folder().name)
-    return build_library(where, stand_in_images(where))
+
+@functools.cache
+def build_for(machine: str) -> Path:
+    """The same for another kind of machine."""
+    where = Path(folder().name) / machine
+    where.mkdir()
+    return build_library(where, stand_in_images(where), machine)
 
 
 @functools.cache
@@ -196,5 +205,5 @@ class OpHandle:
         self.device.library.edge_awq_destroy(self.handle)
 
 
-__all__ = ["PLUGINS", "Device", "KernelError", "OpHandle", "built_driver", "built_library", "fields", "folder",
-           "fresh_library", "kernels_of", "stand_in_images", "tensors"]
+__all__ = ["COMPILERS", "Device", "KernelError", "OpHandle", "build_for", "build_library", "built_driver",
+           "built_library", "fields", "folder", "fresh_library", "kernels_of", "stand_in_images", "tensors"]

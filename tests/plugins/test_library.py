@@ -4,12 +4,20 @@ import ctypes
 import platform
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from kernel_harness import KernelError, build_kernels, pointer
-from library_harness import Device, built_library, folder, fresh_library, stand_in_images
+from library_harness import (
+    COMPILERS,
+    Device,
+    build_for,
+    build_library,
+    built_library,
+    fresh_library,
+    kernels_of,
+    stand_in_images,
+)
 from test_argmax import ArgmaxArguments
 
 from edge_awq import plugins
@@ -42,11 +50,16 @@ def argmax(device, rows=3, size=4, stream=0):
 # ---- without a driver ----
 
 
+C_LIBRARY = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+
+
+def needed_by(library):
+    listing = subprocess.run(["readelf", "-d", library], check=True, capture_output=True, text=True).stdout
+    return {line.split("[")[1].split("]")[0] for line in listing.splitlines() if "(NEEDED)" in line}
+
+
 def test_links_to_the_c_library_alone():
-    listing = subprocess.run(["readelf", "-d", built_library()], check=True, capture_output=True, text=True).stdout
-    needed = {line.split("[")[1].split("]")[0] for line in listing.splitlines() if "(NEEDED)" in line}
-    assert needed <= {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "ld-linux-x86-64.so.2",
-                      "ld-linux-aarch64.so.1"}
+    assert needed_by(built_library()) <= C_LIBRARY
 
 
 def test_exports_what_is_documented():
@@ -186,8 +199,6 @@ def test_arguments_of_another_size_are_refused(device):
 
 
 def test_images_must_be_named_and_list_their_kernels(tmp_path):
-    from build_library import build_library
-
     images = stand_in_images(tmp_path, architectures=["sm_87"])
     with pytest.raises(build_kernels.BuildError, match="no PTX file"):
         build_library(tmp_path, [path for path in images if path.suffix == ".cubin"])
@@ -198,6 +209,17 @@ def test_images_must_be_named_and_list_their_kernels(tmp_path):
     with pytest.raises(build_kernels.BuildError, match="no compiler is known for riscv64"):
         build_library(tmp_path, images, "riscv64")
     assert not list(tmp_path.glob("*.so"))
+
+
+@pytest.mark.skipif(build_kernels.Nvrtc.find() is None, reason=f"no NVRTC: pip install {build_kernels.NVRTC_REQUIREMENT}")
+def test_compiled_kernels_are_found_by_name(tmp_path):
+    images = build_kernels.build_cubins(tmp_path, ["sm_87", build_kernels.PTX_ARCHITECTURE])
+    library = plugins.load_library(build_library(tmp_path, images))
+    lines = library.edge_awq_kernels().decode().splitlines()
+    expected = [kernel for source in build_kernels.KERNELS for kernel in kernels_of(source)]
+    assert sorted(lines) == sorted(f"{kernel} sm_87 compute_90" for kernel in expected)
+    content = (tmp_path / plugins.LIBRARY).read_bytes()
+    assert all(image.read_bytes() in content for image in images)
 
 
 # ---- the package finds it ----
@@ -230,12 +252,9 @@ def test_a_file_that_is_no_library_is_refused(tmp_path):
 
 
 def test_cross_build_is_an_elf_for_aarch64():
-    from build_library import COMPILERS, build_library
-
     if shutil.which(COMPILERS["aarch64"]) is None:
         pytest.skip("no cross compiler: apt-get install g++-aarch64-linux-gnu")
-    where = Path(folder().name) / "aarch64"
-    where.mkdir(exist_ok=True)
-    library = build_library(where, stand_in_images(where), "aarch64")
+    library = build_for("aarch64")
     header = subprocess.run(["readelf", "-h", library], check=True, capture_output=True, text=True).stdout
     assert "AArch64" in header and "DYN" in header
+    assert needed_by(library) <= C_LIBRARY

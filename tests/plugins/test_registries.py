@@ -1,18 +1,19 @@
 """The plugin library in real TensorRT registries, each in a process of its own; none of them needs a GPU.
 
-The lean runtimes of 10.16 and 11.4 come from the package index (45 MB each), where $EDGE_AWQ_REGISTRIES names a folder
-to keep them in. 8.6.0 is 800 MB, so nothing fetches it: $EDGE_AWQ_TENSORRT_8 names a folder that holds its package
-`tensorrt`, $EDGE_AWQ_PYTHON_3_10 the Python with numpy that it wants.
+The lean runtimes of 10.16 and 11.4 come from the package index (45 to 67 MB each), where $EDGE_AWQ_REGISTRIES names a
+folder to keep them in. 8.6.0 is 800 MB, so nothing fetches it: $EDGE_AWQ_TENSORRT_8 names a folder that holds its
+package `tensorrt`, $EDGE_AWQ_PYTHON_3_10 the Python with numpy that it wants.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from library_harness import built_library
+from library_harness import COMPILERS, build_for, built_library, folder
 
 from edge_awq.export import ops
 
@@ -22,18 +23,17 @@ VERSIONS = ("10.16.1.11", "11.4.0.106")
 PACKAGES = ("tensorrt-lean-cu13-libs", "tensorrt-lean-cu13-bindings")
 
 
-def installed(version):
+def installed(version, name, packages, options=()):
     """The folder with this version's wheels unpacked; pip brings what is not there."""
     if FOLDER not in os.environ:
-        pytest.skip(f"no lean TensorRT: let {FOLDER} name a folder for two downloads of 45 MB")
-    python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    folder = Path(os.environ[FOLDER]).resolve() / f"lean-{version}-{python}"
-    if not folder.exists():
-        partial = folder.with_suffix(".partial")
+        pytest.skip(f"no lean TensorRT: let {FOLDER} name a folder for downloads of 45 to 67 MB")
+    where = Path(os.environ[FOLDER]).resolve() / f"lean-{version}-{name}"
+    if not where.exists():
+        partial = where.with_name(where.name + ".partial")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--upgrade"]
-        subprocess.run([*pip, "--target", partial, *(f"{package}=={version}" for package in PACKAGES)], check=True)
-        partial.rename(folder)
-    return folder
+        subprocess.run([*pip, *options, "--target", partial, *(f"{each}=={version}" for each in packages)], check=True)
+        partial.rename(where)
+    return where
 
 
 def findings(python, module, folder):
@@ -64,7 +64,8 @@ def check(found, stderr):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_lean_registry(version):
-    found, stderr = findings(sys.executable, "tensorrt_lean_bindings", installed(version))
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    found, stderr = findings(sys.executable, "tensorrt_lean_bindings", installed(version, python, PACKAGES))
     assert found["version"] == version
     check(found, stderr)
     assert found["Int4MatMul"]["classes"] == ["IPluginV3", "IPluginV3OneCore", "IPluginV3OneBuildV2",
@@ -81,3 +82,27 @@ def test_registry_of_8_6():
     assert found["version"].startswith("8.6.")
     check(found, stderr)
     assert found["Int4MatMul"]["kept"] and found["Int4MatMul"]["clone"] == "Int4MatMul"
+
+
+SLOTS = {"10": ("10", "14"), "11": ("6", "10")}  # loadLibrary and getCreator in IPluginRegistry
+ARM_OPTIONS = [option for glibc in ("2_28", "2_35", "2_38")
+               for option in ("--platform", f"manylinux_{glibc}_aarch64")]
+QEMU, SYSTEM = "qemu-aarch64", "/usr/aarch64-linux-gnu"
+
+
+def test_registry_on_aarch64():
+    """The cross-built library in the registry of the aarch64 runtime that JetPack 7.2's 10.16 belongs to, emulated."""
+    compiler, emulator = COMPILERS["aarch64"], shutil.which(QEMU) or shutil.which(f"{QEMU}-static")
+    if shutil.which(compiler) is None or emulator is None:
+        pytest.skip(f"no {compiler} or no {QEMU}: apt-get install g++-aarch64-linux-gnu qemu-user")
+    version = VERSIONS[0]
+    libraries = installed(version, "aarch64", PACKAGES[:1], ARM_OPTIONS)
+    [tensorrt] = libraries.glob("tensorrt_lean_libs/libnvinfer_lean.so.*")
+    host = Path(folder().name) / "registry_host"
+    subprocess.run([compiler, "-std=c++17", "-O1", HERE / "registry_host.cpp", "-o", host, "-ldl"], check=True)
+    done = subprocess.run([emulator, "-L", SYSTEM, host, tensorrt, build_for("aarch64"), *SLOTS[version.split(".")[0]]],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"creator Int4MatMul {ops.CONTRACT_VERSION} edge.awq 6", "serialized 6 128 8 1",
+                                        "enqueue 1", "refused 1"]
+    assert "no NVIDIA driver: libcuda.so.1" in done.stderr and "K = 100" in done.stderr
