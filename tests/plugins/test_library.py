@@ -211,7 +211,7 @@ def test_images_must_be_named_and_list_their_kernels(tmp_path):
     assert not list(tmp_path.glob("*.so"))
 
 
-@pytest.mark.skipif(build_kernels.Nvrtc.find() is None, reason=f"no NVRTC: pip install {build_kernels.NVRTC_REQUIREMENT}")
+@pytest.mark.skipif(build_kernels.Nvrtc.find() is None, reason=f"no NVRTC: {build_kernels.NVRTC_REQUIREMENT}")
 def test_compiled_kernels_are_found_by_name(tmp_path):
     images = build_kernels.build_cubins(tmp_path, ["sm_87", build_kernels.PTX_ARCHITECTURE])
     library = plugins.load_library(build_library(tmp_path, images))
