@@ -4,9 +4,17 @@
 
 #include "device.h"
 #include "epilogue.h"
+#include "gemv_norm.h"
 #include "gemv_shape.h"
 
 namespace edge_awq {
+
+// What a block of a GEMV shares beside the normalized rows.
+template <class Results, class Norm>
+struct GemvShared {
+  Results results;
+  typename Norm::Sums norm;
+};
 
 // The warps' sums in shared memory. Column c of tile t is row t * kTileRows + c % kTileRows of x, and there are
 // 8 / kTileRows columns for each row, whose sums belong together.
@@ -61,6 +69,7 @@ __device__ __forceinline__ void multiply_chunks(const Kernel& kernel, int chunks
   for (int i = 0; i < kAhead; ++i)
     if (warp + i * kGemvWarps < chunks) ahead[i] = kernel.load(warp + i * kGemvWarps);
   wait_for_previous_kernel();
+  kernel.prepare();
   #pragma unroll 1
   for (int first = warp; first < chunks; first += kAhead * kGemvWarps) {
     #pragma unroll

@@ -10,6 +10,28 @@
 
 namespace edge_awq {
 
+// Rows of x in shared memory, once normalized.
+inline int64_t normed_bytes(const Linear& a) {
+  return static_cast<int64_t>(a.rows) * ((a.K / 8 - 1) / kNormedPitch + 1) * kNormedPitch * 16;
+}
+
+inline std::string norm_refusal(const Linear& a) {
+  const int kind = static_cast<int>(a.norm);
+  if (a.norm < NormKind::kNone || a.norm > NormKind::kLayer) return refusal("norm = %d is not one of linear.h", kind);
+  if (a.norm == NormKind::kNone)
+    return a.norm_weight || a.norm_bias ? refusal("norm = %d, but there is a weight or bias", kind) : "";
+  if (a.rows > kGemvMaxRows)
+    return refusal("rows = %d with a norm, not 1 to %d: launch the norm on its own", a.rows, kGemvMaxRows);
+  if (normed_bytes(a) > kNormedMaxBytes)
+    return refusal("rows = %d of K = %d with a norm take %lld bytes of shared memory, not %d: launch the norm on its own",
+                   a.rows, a.K, static_cast<long long>(normed_bytes(a)), kNormedMaxBytes);
+  if (!a.norm_weight) return refusal("norm_weight is null");
+  if (a.norm_bias && a.norm != NormKind::kLayer) return refusal("norm = %d has no bias", kind);
+  if (!is_aligned(a.norm_weight) || !is_aligned(a.norm_bias))
+    return refusal("norm_weight at %p or norm_bias at %p is not aligned to 16 bytes", a.norm_weight, a.norm_bias);
+  return "";
+}
+
 // Why no kernel computes this, or an empty text. The weights' format has reasons of its own.
 inline std::string linear_refusal(const Linear& a) {
   if (a.rows < 1) return refusal("rows = %d", a.rows);
@@ -21,7 +43,7 @@ inline std::string linear_refusal(const Linear& a) {
   if (!a.x) return refusal("x is null");
   if (!a.y == !a.logits) return refusal("one of y and logits must be null");
   if (!is_aligned(a.x)) return refusal("x at %p is not aligned to 16 bytes", a.x);
-  if (a.norm != NormKind::kNone) return refusal("norm = %d, but no matmul has one yet", static_cast<int>(a.norm));
+  if (const std::string reason = norm_refusal(a); !reason.empty()) return reason;
   if (a.splits < 1) return refusal("splits = %d", a.splits);
   return "";
 }
@@ -34,9 +56,16 @@ inline int output_blocks(const Linear& a, int weight_rows) {
   return (outputs - 1) / per_block + 1;
 }
 
-inline Launch gemv_launch(const char* kernel, const Linear& a) {
+// Without a norm in front of it, and with one.
+struct GemvKernel {
+  const char *plain, *normed;
+};
+
+inline Launch gemv_launch(const GemvKernel& kernel, const Linear& a) {
   if (a.splits != 1) return refused("splits = %d, but up to %d rows are computed in one", a.splits, kGemvMaxRows);
-  return {kernel, static_cast<unsigned>(output_blocks(a, kGemvOutputs)), kGemvThreads, ""};
+  const bool has_norm = a.norm != NormKind::kNone;
+  return {has_norm ? kernel.normed : kernel.plain, static_cast<unsigned>(output_blocks(a, kGemvOutputs)), kGemvThreads,
+          "", has_norm ? static_cast<unsigned>(normed_bytes(a)) : 0};
 }
 
 // A TileShape as its launches see it.

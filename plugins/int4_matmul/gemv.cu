@@ -43,14 +43,17 @@ constexpr int kLaneWeights = 32;  // of those, one lane's: 16 bytes
 constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
 
 // Blocks that shall fit a multiprocessor at once. Three have 72 KiB on their way, in 80 registers per thread; two have
-// 48 KiB, and 128 registers, which a second tile's activations need. An H200 hides its latency with 28 KiB.
-template <int kTiles>
-constexpr int kBlocksPerSm = kTiles == 1 ? 3 : 2;
+// 48 KiB, and 128 registers, which a second tile's activations and norms need. An H200 hides its latency with 28 KiB.
+template <int kTiles, bool kNormed>
+constexpr int kBlocksPerSm = kTiles == 1 && !kNormed ? 3 : 2;
 
-template <int kGroupSize, int kTiles>
+template <int kGroupSize, int kTiles, bool kNormed>
 struct Int4Gemv {
   static constexpr int kGroups = kChunk / kGroupSize;  // per chunk
   static constexpr int kTileRows = 8 / kGroups;        // rows of x per tile
+
+  using Normed = NormedRows<4>;
+  using Shared = GemvShared<GemvSums<kTiles, kTileRows>, Normed>;
 
   // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
   struct Packed {
@@ -66,6 +69,7 @@ struct Int4Gemv {
   const int chunks = (a.K + kChunk - 1) / kChunk;
   const int groups = (a.K + kGroupSize - 1) / kGroupSize, zero_bytes = (groups + 1) / 2;  // per row of W
   const GemvRows rows{a, row};
+  const Normed normed{a};
   const uint8_t* const weights[2] = {row_start(0), row_start(1)};  // this lane's first 16 bytes
   const int first_scale[2] = {rows.n[0] * groups, rows.n[1] * groups};
   const int first_zero[2] = {opaque(rows.n[0] * zero_bytes), opaque(rows.n[1] * zero_bytes)};
@@ -92,7 +96,13 @@ struct Int4Gemv {
     const int x_row = tile * kTileRows + row % kTileRows, k = chunk * kChunk + quarter * kLaneWeights;
     const bool feeds = x_row < a.rows && row / kTileRows == own_group && k < a.K;
     const Vector* source = reinterpret_cast<const Vector*>(a.x + (x_row * a.K + k));
-    for (int i = 0; i < 4; ++i) x[i] = feeds ? source[i] : Vector{0, 0, 0, 0};
+    for (Vector& each : x) each = {0, 0, 0, 0};
+    if (feeds)
+      for (int i = 0; i < 4; ++i) x[i] = kNormed ? *normed.at(x_row, chunk * (kChunk / 8), i, quarter) : source[i];
+  }
+
+  __device__ __forceinline__ void prepare() const {
+    if (kNormed) normed.make(block_shared<Shared>().norm);
   }
 
   // Adds the chunk's products, each group's times its scale, to this lane's sums.
@@ -119,7 +129,7 @@ struct Int4Gemv {
   }
 
   __device__ __forceinline__ void run() const {
-    auto& shared = block_shared<GemvSums<kTiles, kTileRows>>();
+    auto& shared = block_shared<Shared>().results;
     float sums[kTiles][4] = {};
     multiply_chunks<kAhead>(*this, chunks, sums);
     shared.put(sums);
@@ -130,17 +140,32 @@ struct Int4Gemv {
 
 }  // namespace edge_awq
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, false>)
 int4_gemv_g128(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<128, 1>{a}.run();
+  edge_awq::Int4Gemv<128, 1, false>{a}.run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, true>)
+int4_gemv_g128_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<128, 1, true>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, false>)
 int4_gemv_g64_rows4(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, 1>{a}.run();
+  edge_awq::Int4Gemv<64, 1, false>{a}.run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, true>)
+int4_gemv_g64_rows4_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 1, true>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2, false>)
 int4_gemv_g64_rows8(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, 2>{a}.run();
+  edge_awq::Int4Gemv<64, 2, false>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2, true>)
+int4_gemv_g64_rows8_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 2, true>{a}.run();
 }

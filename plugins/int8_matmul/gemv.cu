@@ -16,10 +16,14 @@
 
 namespace edge_awq {
 
+template <bool kNormed>
 struct Int8Gemv {
   static constexpr int kChunk = 64;        // weights of a row that a warp multiplies at once
   static constexpr int kLaneWeights = 16;  // of those, one lane's
   static constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
+
+  using Normed = NormedRows<2>;
+  using Shared = GemvShared<GemvSums<1, 8>, Normed>;
 
   // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
   struct Packed {
@@ -34,6 +38,7 @@ struct Int8Gemv {
   const int chunks = a.K / kChunk;
   const int group_chunks = a.group_size / kChunk, groups = (chunks + group_chunks - 1) / group_chunks;
   const GemvRows rows{a, row};
+  const Normed normed{a};
   const uint8_t* const weights[2] = {row_start(0), row_start(1)};  // this lane's first 16 bytes
   const int first_scale[2] = {opaque(rows.n[0] * groups), opaque(rows.n[1] * groups)};
 
@@ -57,7 +62,9 @@ struct Int8Gemv {
   __device__ __forceinline__ void multiply(int chunk, const Packed& packed, float (&sums)[1][4]) const {
     Vector x[2];
     const Vector* source = reinterpret_cast<const Vector*>(a.x + (row * a.K + lane_k(chunk)));
-    for (int i = 0; i < 2; ++i) x[i] = row < a.rows ? source[i] : Vector{0, 0, 0, 0};
+    for (Vector& each : x) each = {0, 0, 0, 0};
+    if (row < a.rows)
+      for (int i = 0; i < 2; ++i) x[i] = kNormed ? *normed.at(row, chunk * (kChunk / 8), i, quarter) : source[i];
     float products[4] = {};
     for (int i = 0; i < 4; ++i) {
       HalfPair upper[2], lower[2];
@@ -69,8 +76,12 @@ struct Int8Gemv {
     for (int i = 0; i < 4; ++i) sums[0][i] = multiply_add(to_float(packed.scales[i / 2]), products[i], sums[0][i]);
   }
 
+  __device__ __forceinline__ void prepare() const {
+    if (kNormed) normed.make(block_shared<Shared>().norm);
+  }
+
   __device__ __forceinline__ void run() const {
-    auto& shared = block_shared<GemvSums<1, 8>>();
+    auto& shared = block_shared<Shared>().results;
     float sums[1][4] = {};
     multiply_chunks<kAhead>(*this, chunks, sums);
     shared.put(sums);
@@ -83,5 +94,10 @@ struct Int8Gemv {
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 3)  // 72 KiB on their way per multiprocessor
 int8_gemv(const edge_awq::Int8MatMulArguments a) {
-  edge_awq::Int8Gemv{a}.run();
+  edge_awq::Int8Gemv<false>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 48 KiB on their way per multiprocessor
+int8_gemv_normed(const edge_awq::Int8MatMulArguments a) {
+  edge_awq::Int8Gemv<true>{a}.run();
 }
