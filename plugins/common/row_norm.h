@@ -7,7 +7,7 @@ namespace edge_awq {
 
 constexpr int kVectorHalves = 8;
 
-__device__ __forceinline__ void unpack_halves(const Vector& vector, float (&values)[kVectorHalves]) {
+__device__ __forceinline__ void unpack_halves(Vector vector, float (&values)[kVectorHalves]) {
   for (int i = 0; i < kVectorHalves; i += 2) {
     values[i] = to_float(low(vector.word[i / 2]));
     values[i + 1] = to_float(high(vector.word[i / 2]));

@@ -53,7 +53,7 @@ KERNELS = {
     "int4_gemv_g128_normed": Limits(256, 2, 32, 3.3, **NORMED),
     "int4_gemv_g64_rows4_normed": Limits(256, 2, 32, 3.3, **NORMED),
     "int4_gemv_g64_rows8_normed": Limits(256, 2, 32, 4.3, **NORMED),
-    "int8_gemv_normed": Limits(256, 2, 16, 3.3, **NORMED),
+    "int8_gemv_normed": Limits(256, 2, 16, 3.4, **NORMED),
     "fp16_gemv_normed": Limits(256, 2, 8, 3.0, **NORMED | {"other_loads": frozenset()}),
     **{f"decode_attention_{size}": Limits(288, 1, **CACHE) for size in (64, 80, 96, 112, 128)},
     "decode_attention_256": Limits(128, 1, **CACHE),
@@ -95,6 +95,9 @@ TILES = {
 SMALL_KERNELS = {  # bound by latency: widths of loads
     "rms_norm": {"128", "128.CONSTANT"},
     "layer_norm": {"128", "128.CONSTANT"},
+    "embedding_fp16": {"32", "64", "128"},  # ids, table
+    "embedding_int8": {"32", "64", "U16.CONSTANT", "U8.CONSTANT"},
+    "embedding_int4": {"32", "64", "U16.CONSTANT", "U8.CONSTANT"},
     "argmax": {"32", "64"},  # logits, candidates
 }
 
