@@ -21,9 +21,9 @@ inline std::string norm_refusal(const Linear& a) {
   if (a.norm == NormKind::kNone)
     return a.norm_weight || a.norm_bias ? refusal("norm = %d, but there is a weight or bias", kind) : "";
   if (a.rows > kGemvMaxRows)
-    return refusal("rows = %d with a norm, not 1 to %d: launch the norm on its own", a.rows, kGemvMaxRows);
+    return refusal("rows = %d with a norm, not 1 to %d: launch the norm alone", a.rows, kGemvMaxRows);
   if (normed_bytes(a) > kNormedMaxBytes)
-    return refusal("rows = %d of K = %d with a norm take %lld bytes of shared memory, not %d: launch the norm on its own",
+    return refusal("rows = %d of K = %d with a norm take %lld bytes of shared memory, not %d: launch the norm alone",
                    a.rows, a.K, static_cast<long long>(normed_bytes(a)), kNormedMaxBytes);
   if (!a.norm_weight) return refusal("norm_weight is null");
   if (a.norm_bias && a.norm != NormKind::kLayer) return refusal("norm = %d has no bias", kind);

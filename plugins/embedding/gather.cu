@@ -1,4 +1,4 @@
-// A block copies one token's row of the embedding, unpacked to halves.
+// A block copies one token's row of the embedding, unpacked to halves; or, without tokens, a row of a matrix.
 //
 // The bound it chases: latency, of the id and then of the row: a row of 4096 is 2 to 8 KiB. A thread has every 256th
 // vector of 8 values; as the row of W in README.md they are 4, 8 or 16 bytes in the table, and 16 in y.
@@ -23,7 +23,9 @@ struct Embedding {
   const int vectors = a.size / kVectorHalves;
 
   __device__ __forceinline__ int64_t id() const {
-    return a.id_bytes == 8 ? static_cast<const int64_t*>(a.ids)[blockIdx.x] : static_cast<const int*>(a.ids)[blockIdx.x];
+    if (!a.ids) return blockIdx.x;
+    if (a.id_bytes == 8) return static_cast<const int64_t*>(a.ids)[blockIdx.x];
+    return static_cast<const int*>(a.ids)[blockIdx.x];
   }
 
   __device__ __forceinline__ Vector unpack(Packed packed, int64_t row, int vector) const {

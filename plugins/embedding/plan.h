@@ -11,8 +11,9 @@ inline Launch plan(const EmbeddingArguments& a) {
   if (a.size < 64 || a.size % 64 != 0) return refused("size = %d is not a multiple of 64", a.size);
   if (a.vocabulary < 1) return refused("vocabulary = %d", a.vocabulary);
   if (a.bits != 4 && a.bits != 8 && a.bits != 16) return refused("bits = %d, not 4, 8 or 16", a.bits);
-  if (a.id_bytes != 4 && a.id_bytes != 8) return refused("id_bytes = %d, not 4 or 8", a.id_bytes);
-  if (!a.ids || !a.table || !a.y) return refused("ids, table or y is null");
+  if (!a.ids && a.rows != a.vocabulary) return refused("rows = %d of %d without ids", a.rows, a.vocabulary);
+  if (a.ids && a.id_bytes != 4 && a.id_bytes != 8) return refused("id_bytes = %d, not 4 or 8", a.id_bytes);
+  if (!a.table || !a.y) return refused("table or y is null");
   if (!is_aligned(a.table) || !is_aligned(a.y))
     return refused("table at %p or y at %p is not aligned to 16 bytes", a.table, static_cast<const void*>(a.y));
   const unsigned blocks = static_cast<unsigned>(a.rows);

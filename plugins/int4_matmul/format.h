@@ -48,12 +48,15 @@ struct Int4Format : Int4Storage, LaneOrder {
 
   __device__ __forceinline__ static const void* weights(const Arguments& a) { return a.qweight; }
 
-  __device__ __forceinline__ static Grid grid(const Arguments& a, int row, int span) {
-    const int group_spans_log2 = a.group_size == 128, group = span >> group_spans_log2;
-    const int groups = (a.K / kSpan + group_spans_log2) >> group_spans_log2;
-    const uint8_t zeros = load_constant(a.zero_points + static_cast<int64_t>(row) * ((groups + 1) / 2) + group / 2);
-    return {load_constant(a.scales + static_cast<int64_t>(row) * groups + group),
-            static_cast<uint8_t>(zeros >> group % 2 * 4 & 15)};
+  __device__ __forceinline__ static GridRow grid_row(const Arguments& a, int row) {
+    const int groups = (a.K + a.group_size - 1) / a.group_size;
+    return {opaque(a.scales + static_cast<int64_t>(row) * groups),
+            opaque(a.zero_points + static_cast<int64_t>(row) * ((groups + 1) / 2))};
+  }
+  __device__ __forceinline__ static Grid grid(const Arguments& a, const GridRow& row, int span) {
+    const int group = span >> (a.group_size == 128);
+    const uint8_t zeros = load_constant(row.zero_points + group / 2);
+    return {load_constant(row.scales + group), static_cast<uint8_t>(zeros >> group % 2 * 4 & 15)};
   }
 
   __device__ __forceinline__ static Weights load(const Vector* piece, int lane) {

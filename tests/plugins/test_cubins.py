@@ -80,17 +80,17 @@ class TileLimits:
 
 
 TILES = {
-    "int4_matmul_16": TileLimits(256, 2, 16, 3, 4.3),
-    "int4_matmul_32": TileLimits(256, 1, 32, 4, 5.4),
-    "int4_matmul_64": TileLimits(128, 2, 64, 6, 7.2),
-    "int4_matmul_128": TileLimits(256, 1, 64, 5, 6.7),
-    "int8_matmul_16": TileLimits(256, 2, 16, 5, 4.3),
-    "int8_matmul_32": TileLimits(256, 1, 32, 6, 5.2),
-    "int8_matmul_64": TileLimits(128, 2, 64, 8, 7.0),
-    "fp16_matmul_16": TileLimits(128, 4, 16, 9, 3.6),
-    "fp16_matmul_32": TileLimits(128, 3, 32, 10, 3.6),
-    "fp16_matmul_64": TileLimits(128, 2, 64, 12, 5.2),
-    "fp16_matmul_128": TileLimits(256, 1, 64, 8, 4.2),
+    "int4_matmul_16": TileLimits(256, 2, 16, 3, 4.0),
+    "int4_matmul_32": TileLimits(256, 1, 32, 4, 4.9),
+    "int4_matmul_64": TileLimits(128, 2, 64, 6, 6.4),
+    "int4_matmul_128": TileLimits(256, 1, 64, 5, 6.4),
+    "int8_matmul_16": TileLimits(256, 2, 16, 5, 3.7),
+    "int8_matmul_32": TileLimits(256, 1, 32, 6, 4.3),
+    "int8_matmul_64": TileLimits(128, 2, 64, 8, 5.9),
+    "fp16_matmul_16": TileLimits(128, 4, 16, 9, 2.0),
+    "fp16_matmul_32": TileLimits(128, 3, 32, 10, 2.4),
+    "fp16_matmul_64": TileLimits(128, 2, 64, 12, 4.2),
+    "fp16_matmul_128": TileLimits(256, 1, 64, 8, 3.3),
 }
 SMALL_KERNELS = {  # bound by latency: widths of loads
     "rms_norm": {"128", "128.CONSTANT"},

@@ -20,13 +20,14 @@ class EmbeddingArguments(ctypes.Structure):
 
 
 def gather(ids, tensors, bits, **settings):
-    """y [rows, size] float16 of the table's (table, scales, zero_points)."""
+    """y [rows, size] float16 of the table's (table, scales, zero_points); without ids, all of it."""
     table = tensors[0]
     size = table.shape[1] * (2 if bits == 4 else 1)
-    y = poisoned(len(ids), size)
+    rows = len(table) if ids is None else len(ids)
+    y = poisoned(rows, size)
     guarded_tensors = [None if each is None else guarded(each) for each in (ids, *tensors)]
-    values = {"rows": len(ids), "size": size, "vocabulary": len(table), "bits": bits, "group_size": 64,
-              "id_bytes": ids.itemsize} | settings
+    values = {"rows": rows, "size": size, "vocabulary": len(table), "bits": bits, "group_size": 64,
+              "id_bytes": 8 if ids is None else ids.itemsize} | settings
     call("edge_awq_embedding", EmbeddingArguments(*map(pointer, (*guarded_tensors, y)), *values.values()))
     return y
 
@@ -49,6 +50,15 @@ def test_integers(rng, size, group_size, bits):
     ids = np.array([36, 0, 19])
     y = gather(ids, tensors, bits, group_size=group_size)
     np.testing.assert_array_equal(y, matrix.weights[ids].astype(np.float16))  # products of 20 bits: rounded once
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_matrix_becomes_halves(rng, bits):
+    """What a prompt's matmul may multiply by where unpacking once is cheaper than in every tile."""
+    matrix = random_matrix(rng, 19, 192, 128, bits)
+    stored = pack if bits == 4 else np.asarray
+    y = gather(None, (stored(matrix.q), matrix.scales, stored(matrix.zeros)), bits, group_size=128)
+    np.testing.assert_array_equal(y, matrix.weights.astype(np.float16))
 
 
 @pytest.mark.parametrize("wrong", [-1, VOCABULARY, 2**31, -(2**40)])
