@@ -195,44 +195,39 @@ def attention(maker: Maker, model: Model, past: int = PAST) -> Workload:
                     check=check, details={"past": past, "copies": len(caches)})
 
 
+RMS_NORM, GELU, SILU = 1, 2, 4  # as common/linear.h counts norms and activations
+
+
 def layers(maker: Maker, model: Model, count: int, matrices_only: bool, past: int = PAST) -> Workload:
-    """``count`` distinct layers, one after another, for one token: all launches, or those of the matrices alone.
-
-    The MLP's activation is left out: ``down`` reads the first half of a gated ``up``.
-    """
+    """``count`` distinct layers in a row, for one token: five launches each, or the four of the matrices alone."""
     device, shapes = maker.device, model.matrices
-    hidden, calls = maker.normal(1, 1, model.hidden), AttentionCalls.make(maker, model, past)
-    ops = {name: device.op("Int4MatMul", K=K, N=N, group_size=model.group_size) for name, (N, K) in shapes.items()}
-    outputs = {name: device.poisoned((1, 1, N)) for name, (N, _) in shapes.items()}
-    norm, gains = device.op("RmsNorm", epsilon=1e-5, has_delta=1), device.put(np.ones(model.hidden, np.float32))
-    normed, attended = device.poisoned((1, 1, model.hidden)), device.poisoned((1, 1, shapes["o"][1]))
-    half = Tensor(outputs["up"].address, (1, 1, model.mlp), np.float16)
-    sources = {"qkv": normed, "o": attended, "up": normed, "down": half}
-    device.gpu.write(normed.address, np.ones(model.hidden, np.float16))
-    device.gpu.write(attended.address, np.ones(shapes["o"][1], np.float16))
+    hidden, calls = device.put(np.ones((1, 1, model.hidden), np.float16)), AttentionCalls.make(maker, model, past)
+    gains = device.put(np.ones(model.hidden, np.float32))
+    around = {"qkv": {"norm": RMS_NORM}, "o": {"has_residual": 1}, "down": {"has_residual": 1},
+              "up": {"norm": RMS_NORM, "gated": int(model.gated), "activation": SILU if model.gated else GELU}}
+    ops = {name: device.op("Int4MatMul", K=K, N=N, group_size=model.group_size, **around[name])
+           for name, (N, K) in shapes.items()}
+    qkv, inner, attended = (device.put(np.ones((1, 1, size), np.float16))
+                            for size in (shapes["qkv"][0], model.mlp, shapes["o"][1]))
+    sources = {"qkv": (hidden, gains, qkv), "o": (attended, hidden, hidden), "up": (hidden, gains, inner),
+               "down": (inner, hidden, hidden)}  # x, what follows the weights, y
     nothing = device.empty((1,), np.uint8)
-    workspace = nothing if matrices_only else None
-
-    def layer(weights: dict[str, list[Tensor]], cache: list[Tensor]) -> list[Callable[[], None]]:
-        product = {name: lambda name=name: ops[name].launch([sources[name], *weights[name]], [outputs[name]], nothing)
-                   for name in shapes}
-        if matrices_only:
-            return list(product.values())
-        add = [lambda name=name: norm.launch([hidden, outputs[name], gains], [normed, hidden], nothing)
-               for name in ("down", "o")]
-        inputs = [outputs["qkv"], *cache, *calls.tables]
-        attend = lambda: calls.op.launch(inputs, [attended, *cache], workspace)  # noqa: E731
-        return [add[0], product["qkv"], attend, product["o"], add[1], product["up"], product["down"]]
-
     steps: list[Callable[[], None]] = []
+    size = 0
     for _ in range(count):
         weights = {name: maker.quantized(N, K, model.group_size) for name, (N, K) in shapes.items()}
         cache = [] if matrices_only else calls.cache(maker, model)
-        if workspace is None:
-            workspace = calls.op.workspace([outputs["qkv"], *cache, *calls.tables])
-        steps += layer(weights, cache)
-    size = sum(each.nbytes for name in shapes for each in weights[name]) + sum(each.nbytes for each in cache)
+        size += sum(each.nbytes for tensors in (*weights.values(), cache) for each in tensors)
+        layer = [lambda name=name, tensors=tensors: ops[name].launch(
+            [sources[name][0], *tensors, sources[name][1]], [sources[name][2]], nothing)
+            for name, tensors in weights.items()]
+        if cache:
+            inputs = [qkv, *cache, *calls.tables]
+            workspace = calls.op.workspace(inputs)
+            layer.insert(1, lambda inputs=inputs, cache=cache, workspace=workspace: calls.op.launch(
+                inputs, [attended, *cache], workspace))
+        steps += layer
     launch_all = lambda: [step() for step in steps] and None  # noqa: E731
     what = "matrices" if matrices_only else "layers"
-    return Workload(f"{model.name}: {count} {what}", size * count, [launch_all],
+    return Workload(f"{model.name}: {count} {what}", size, [launch_all],
                     details={"layers": count, "launches_per_layer": len(steps) // count, "past": past})

@@ -1,4 +1,4 @@
-// Fp16MatMul as an op: x, weight[, bias] -> y. Not in the contract: in a graph this is a MatMul.
+// Fp16MatMul as an op: see ../library/matmul_op.h. Not in the contract: in a graph this is a MatMul.
 #include "../library/matmul_op.h"
 #include "../library/ops.h"
 #include "plan.h"
@@ -7,7 +7,7 @@ namespace edge_awq {
 namespace {
 
 struct Format {
-  using Arguments = Fp16GemvArguments;
+  using Arguments = Fp16MatMulArguments;
   static constexpr bool kHasGroups = false;
 
   static const char* name() { return "Fp16MatMul"; }

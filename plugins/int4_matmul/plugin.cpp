@@ -1,4 +1,4 @@
-// Int4MatMul as an op: x, qweight, scales, zero_points[, bias] -> y.
+// Int4MatMul as an op: see ../library/matmul_op.h.
 #include "../library/matmul_op.h"
 #include "../library/ops.h"
 #include "plan.h"
@@ -6,7 +6,7 @@
 namespace edge_awq {
 namespace {
 
-struct Format : GroupedFormat<Int4GemvArguments, 4> {
+struct Format : GroupedFormat<Int4MatMulArguments, 4> {
   static const char* name() { return "Int4MatMul"; }
 };
 

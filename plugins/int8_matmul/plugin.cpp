@@ -1,4 +1,4 @@
-// Int8MatMul as an op: x, qweight, scales, zero_points[, bias] -> y.
+// Int8MatMul as an op: see ../library/matmul_op.h.
 #include "../library/matmul_op.h"
 #include "../library/ops.h"
 #include "plan.h"
@@ -6,7 +6,7 @@
 namespace edge_awq {
 namespace {
 
-struct Format : GroupedFormat<Int8GemvArguments, 8> {
+struct Format : GroupedFormat<Int8MatMulArguments, 8> {
   static const char* name() { return "Int8MatMul"; }
 };
 

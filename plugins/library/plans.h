@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../attention/plan.h"
+#include "../embedding/plan.h"
 #include "../fp16_matmul/plan.h"
 #include "../int4_matmul/plan.h"
 #include "../int8_matmul/plan.h"
@@ -24,10 +25,11 @@ constexpr Plan plan_entry(const char* name) {
 }
 
 constexpr Plan kPlans[] = {
-    plan_entry<Int4GemvArguments, plan>("int4_gemv"),
-    plan_entry<Int8GemvArguments, plan>("int8_gemv"),
-    plan_entry<Fp16GemvArguments, plan>("fp16_gemv"),
+    plan_entry<Int4MatMulArguments, plan>("int4_matmul"),
+    plan_entry<Int8MatMulArguments, plan>("int8_matmul"),
+    plan_entry<Fp16MatMulArguments, plan>("fp16_matmul"),
     plan_entry<DecodeAttentionArguments, plan>("decode_attention"),
+    plan_entry<EmbeddingArguments, plan>("embedding"),
     plan_entry<NormArguments, plan_rms_norm>("rms_norm"),
     plan_entry<NormArguments, plan_layer_norm>("layer_norm"),
     plan_entry<ArgmaxArguments, plan>("argmax"),

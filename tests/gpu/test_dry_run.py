@@ -11,7 +11,8 @@ from library_harness import DRIVER_VARIABLE, built_driver, built_library
 from edge_awq.plugins import OVERRIDE
 
 HERE = Path(__file__).resolve().parent
-SMALL = "not large and not 4544 and not 50257 and not 71 and not 256-"
+SMALL = ("not large and not 4544 and not 50257 and not 71 and not 256- and not 33x1088 and not 130 and not 63"
+         " and not x80 and not x96")
 
 
 def environment():
@@ -49,7 +50,7 @@ def test_benchmark_runs(tmp_path):
     assert matrix["bytes"] == 256 * 128 // 2 + 256 * 2 * 2 + 256 + 2 * (256 + 128)
     assert matrix["bytes_per_s"] == matrix["bytes"] / matrix["seconds"]
     assert "read ceiling" in done.stdout and "of ceiling" in done.stdout
-    assert rows["tiny: 2 layers"]["details"]["launches_per_layer"] == 7
+    assert rows["tiny: 2 layers"]["details"]["launches_per_layer"] == 5
 
 
 def test_benchmark_says_what_is_wrong(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from attention_harness import Heads, Result, random_step
 from attention_harness import reference as attention_reference
-from kernel_harness import Fp16Matrix, activations, assert_product, pack, random_matrix
+from matmul_harness import Fp16Matrix, activations, assert_product, pack, random_matrix
 from test_norm import EPSILON, assert_normed
 
 pytestmark = pytest.mark.gpu
@@ -38,14 +38,14 @@ def run_matmul(device, matrix, x, bias=None, dtype=np.float16):
     return device.get(y)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8, 9, 33, 130])
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (4, 64), (8, 128), (8, 64)])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_integer_matmul(device, rng, shape, bits, group_size, rows):
     N, K = shape
     matrix, x = random_matrix(rng, N, K, group_size, bits), activations(rng, rows, K)
     bias = rng.standard_normal(N).astype(np.float16)
-    assert_product(run_matmul(device, matrix, x, bias), matrix, x, roundings(K), bias.astype(np.float64))
+    assert_product(run_matmul(device, matrix, x, bias), matrix, x, roundings(K), bias=bias)
 
 
 @pytest.mark.parametrize("group_size", [128, 64])
@@ -58,13 +58,26 @@ def test_integer_matmul_large(device, rng, N, K, group_size):
     assert (np.abs(y - exact).max(1) <= 1e-3 * np.linalg.norm(exact, axis=1)).all()
 
 
-@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("rows", [1, 8, 64])
 @pytest.mark.parametrize(("N", "K"), SHAPES)
 def test_fp16_matmul(device, rng, N, K, rows):
     weight, x = rng.standard_normal((N, K)).astype(np.float16), activations(rng, rows, K)
     y = device.poisoned((rows, N))
     device.op("Fp16MatMul", K=K, N=N).run([device.put(x), device.put(weight)], [y])
     assert_product(device.get(y), Fp16Matrix(weight), x, roundings(K))
+
+
+def test_everything_around_a_matmul(device, rng):
+    matrix, x = random_matrix(rng, 2 * 48, 1088, 64), activations(rng, 2, 1088)
+    linear = {"norm": "rms", "norm_weight": rng.standard_normal(1088).astype(np.float32), "activation": "silu",
+              "gated": 1, "act_scale": np.exp(rng.standard_normal(48)).astype(np.float32),
+              "residual": rng.standard_normal((2, 48)).astype(np.float16)}
+    op = device.op("Int4MatMul", K=1088, N=96, group_size=64, norm=1, norm_epsilon=EPSILON, activation=4, gated=1,
+                   has_act_scale=1, has_residual=1)
+    extras = [linear[name] for name in ("norm_weight", "act_scale", "residual")]
+    y = device.poisoned((2, 48))
+    op.run([device.put(each) for each in (x, *stored(matrix), *extras)], [y])
+    assert_product(device.get(y), matrix, x, roundings(1088), **linear)
 
 
 def test_same_input_same_bits(device, rng):

@@ -23,7 +23,7 @@ struct Arguments {  // larger than any kernel's: what lies behind them is copied
 
 struct Recorded {
   std::string kernel;
-  unsigned blocks, threads;
+  unsigned blocks, threads, shared_bytes;
   Arguments arguments;
 };
 
@@ -70,9 +70,10 @@ Arguments copy_arguments(const void* from) {
 int run(const Recorded& launch) {
   if (!fake.settings["run"]) return 0;
   const auto kernel = reinterpret_cast<void (*)(Arguments)>(find_symbol(launch.kernel.c_str()));
+  fibers::state.dynamic_bytes = launch.shared_bytes;
   const auto result = fibers::launch(launch.blocks, launch.threads, static_cast<unsigned>(fake.settings["schedule"]),
                                      [&] { kernel(launch.arguments); });
-  return result == fibers::Outcome::kFinished ? 0 : 719;  // CUDA_ERROR_LAUNCH_FAILED
+  return result == fibers::Outcome::kFinished && !fibers::state.overrun ? 0 : 719;  // CUDA_ERROR_LAUNCH_FAILED
 }
 
 int launch(const char* function, void* kernel, const unsigned (&grid)[3], const unsigned (&block)[3], unsigned shared,
@@ -84,7 +85,7 @@ int launch(const char* function, void* kernel, const unsigned (&grid)[3], const 
   note(line + " " + std::to_string(shared) + " " + std::to_string(reinterpret_cast<uintptr_t>(stream)) + attributes);
   fake.last = copy_arguments(parameters[0]);
   if (const int status = outcome(function)) return status;
-  const Recorded recorded{name, grid[0], block[0], fake.last};
+  const Recorded recorded{name, grid[0], block[0], shared, fake.last};
   if (!fake.is_capturing) return run(recorded);
   fake.captured.push_back(recorded);
   return 0;

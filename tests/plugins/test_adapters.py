@@ -7,8 +7,9 @@ import pytest
 import vtable
 from attention_harness import Heads, Result, random_step
 from attention_harness import reference as attention_reference
-from kernel_harness import activations, assert_product, guarded, pack, poisoned, random_matrix
+from kernel_harness import guarded, poisoned
 from library_harness import Device
+from matmul_harness import activations, assert_product, pack, random_matrix
 from vtable import CHW2, FLOAT, HALF, INT8, INT32, INT64, LINEAR
 
 from edge_awq.export import ops

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from attention_harness import Heads, Result, random_step
 from attention_harness import reference as attention_reference
-from kernel_harness import (
+from kernel_harness import KernelError, guarded, poisoned
+from library_harness import Device, tensors
+from matmul_harness import (
+    ACTIVATIONS,
+    NORMS,
     Fp16Matrix,
-    KernelError,
     activations,
     assert_product,
-    guarded,
     pack,
-    poisoned,
     random_matrix,
 )
-from library_harness import Device, tensors
 from test_norm import assert_normed
 
 ROUNDINGS = 400  # more than any term of these small products passes through
@@ -48,8 +48,50 @@ def test_integer_matmul(device, rng, bits, group_size, has_bias, fp32_output):
     y = poisoned(1, 3, 19, dtype=np.float32 if fp32_output else np.float16)
     inputs = [guarded(x[None]), *weight_tensors(matrix), *([guarded(bias)] if has_bias else [])]
     op.run(inputs, [y])
-    assert_product(y[0], matrix, x, ROUNDINGS, bias.astype(np.float64) if has_bias else 0.0)
+    assert_product(y[0], matrix, x, ROUNDINGS, **({"bias": bias} if has_bias else {}))
     op.close()
+
+
+def run_linear(device, matrix, x, **linear):
+    """An Int4MatMul with what common/linear.h has around it; names as in Matrix.matmul()."""
+    N, K = matrix.shape
+    attributes = {f"has_{name}": 1 for name in ("norm_bias", "bias", "act_scale", "residual") if name in linear}
+    attributes |= {"norm": NORMS.index(linear.get("norm")), "gated": linear.get("gated", 0),
+                   "activation": ACTIVATIONS.index(linear.get("activation"))}
+    op = device.create("Int4MatMul", K=K, N=N, group_size=matrix.group_size, **attributes)
+    extras = [guarded(linear[name]) for name in ("norm_weight", "norm_bias", "bias", "act_scale", "residual")
+              if name in linear]
+    y = poisoned(len(x), N // 2 if linear.get("gated") else N)
+    op.run([guarded(x), *weight_tensors(matrix), *extras], [y])
+    return y
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_matmul_after_a_norm(device, rng, kind):
+    matrix, x = random_matrix(rng, 20, 192, 64), activations(rng, 3, 192)
+    linear = {"norm": kind, "norm_weight": rng.standard_normal(192).astype(np.float32)}
+    if kind == "layer":
+        linear["norm_bias"] = rng.standard_normal(192).astype(np.float32)
+    assert_product(run_linear(device, matrix, x, **linear), matrix, x, ROUNDINGS, **linear)
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+def test_matmul_with_gate_scale_and_residual(device, rng, rows):
+    matrix, x = random_matrix(rng, 2 * 21, 192, 64), activations(rng, rows, 192)
+    linear = {"activation": "silu", "gated": 1, "bias": rng.standard_normal(42).astype(np.float16),
+              "act_scale": np.exp(rng.standard_normal(21)).astype(np.float32),
+              "residual": rng.standard_normal((rows, 21)).astype(np.float16)}
+    assert_product(run_linear(device, matrix, x, **linear), matrix, x, ROUNDINGS, **linear)
+
+
+@pytest.mark.parametrize("rows", [9, 40, 130])
+def test_matmul_of_many_rows_is_split_over_the_device(device, rng, rows):
+    matrix, x = random_matrix(rng, 70, 1088, 128), activations(rng, rows, 1088)
+    for _ in range(2):  # counters are zero again after the first
+        assert_product(run_linear(device, matrix, x), matrix, x, 2 * ROUNDINGS)
+    kernel, blocks = device.calls("cuLaunchKernel")[0].split()[:2]
+    assert kernel == f"int4_matmul_{next(tile for tile in (16, 32, 64, 128) if rows <= tile or tile == 128)}"
+    assert 1 < int(blocks) <= 16
 
 
 @pytest.mark.parametrize("has_bias", [0, 1])
@@ -58,7 +100,7 @@ def test_fp16_matmul(device, rng, has_bias):
     bias = rng.standard_normal(19).astype(np.float16)
     op, y = device.create("Fp16MatMul", K=192, N=19, has_bias=has_bias), poisoned(2, 19)
     op.run([guarded(x), guarded(weight), *([guarded(bias)] if has_bias else [])], [y])
-    assert_product(y, Fp16Matrix(weight), x, ROUNDINGS, bias.astype(np.float64) if has_bias else 0.0)
+    assert_product(y, Fp16Matrix(weight), x, ROUNDINGS, **({"bias": bias} if has_bias else {}))
 
 
 @pytest.mark.parametrize("packed", [0, 1])
@@ -157,6 +199,10 @@ ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125,
     ("Int4MatMul", GOOD | {"group_size": 32}, "Int4MatMul: group_size = 32"),
     ("Int8MatMul", {"K": 128, "N": 8}, "Int8MatMul: attribute group_size is missing"),
     ("Fp16MatMul", GOOD, "Fp16MatMul: unknown attribute group_size"),
+    ("Int4MatMul", GOOD | {"gated": 1, "N": 7}, "Int4MatMul: N = 7 is odd"),
+    ("Int4MatMul", GOOD | {"activation": 9}, "Int4MatMul: activation = 9"),
+    ("Int4MatMul", GOOD | {"norm": 1, "has_norm_bias": 1}, "Int4MatMul: norm = 1 has no bias"),
+    ("Int4MatMul", GOOD | {"has_norm_bias": 1}, "Int4MatMul: norm = 0, but there is a weight or bias"),
     ("Int4MatMul", GOOD | {"K": 128.0}, "K must be a whole number"),
     ("Int4MatMul", GOOD | {"contract_version": 99}, "the engine was built for contract version 99, this library has 1"),
     ("CachedAttention", ATTENTION | {"head_size": 72}, "head_size = 72"),
@@ -178,7 +224,7 @@ def matmul_inputs(**changes):
 
 @pytest.mark.parametrize(("changes", "text"), [
     ({"x": np.zeros((1, 64), np.float16)}, r"x has shape \[1, 64\], not \[.., 128\]"),
-    ({"x": np.zeros((0, 128), np.float16)}, "rows = 0"),
+    ({"x": np.zeros((0, 128), np.float16)}, "x has no rows"),
     ({"qweight": np.zeros((8, 128), np.int8)}, r"qweight has shape \[8, 128\], not \[8, 64\]"),
     ({"scales": np.zeros((4, 1), np.float16)}, r"scales has shape \[4, 1\], not \[8, 1\]"),
     ({"zero_points": np.zeros(8, np.int8)}, r"zero_points has shape \[8\], not \[8, 1\]"),

@@ -103,6 +103,6 @@ def test_registry_on_aarch64():
     done = subprocess.run([emulator, "-L", SYSTEM, host, tensorrt, build_for("aarch64"), *SLOTS[version.split(".")[0]]],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"creator Int4MatMul {ops.CONTRACT_VERSION} edge.awq 6", "serialized 6 128 8 1",
-                                        "enqueue 1", "refused 1"]
+    assert done.stdout.splitlines() == [f"creator Int4MatMul {ops.CONTRACT_VERSION} edge.awq 13",
+                                        "serialized 13 128 8 1", "enqueue 1", "refused 1"]
     assert "no NVIDIA driver: libcuda.so.1" in done.stderr and "K = 100" in done.stderr
