@@ -11,7 +11,8 @@ from library_harness import DRIVER_VARIABLE, built_driver, built_library
 from edge_awq.plugins import OVERRIDE
 
 HERE = Path(__file__).resolve().parent
-SMALL = "not large and not 4544 and not 50257 and not 71 and not 256-"
+SMALL = ("not large and not 4544 and not 50257 and not 71 and not 256- and not 33x1088 and not 130 and not 63"
+         " and not x80 and not x96")
 
 
 def environment():
