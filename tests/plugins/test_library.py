@@ -212,11 +212,13 @@ def test_images_must_be_named_and_list_their_kernels(tmp_path):
 
 
 @pytest.mark.skipif(build_kernels.Nvrtc.find() is None, reason=f"no NVRTC: {build_kernels.NVRTC_REQUIREMENT}")
-def test_compiled_kernels_are_found_by_name(tmp_path):
+def test_compiled_kernels_are_found_by_name(tmp_path, monkeypatch):
+    sources = [source for source in build_kernels.KERNELS if source.parent.name in ("norm", "sampling")]  # quick ones
+    monkeypatch.setattr(build_kernels, "KERNELS", sources)
     images = build_kernels.build_cubins(tmp_path, ["sm_87", build_kernels.PTX_ARCHITECTURE])
     library = plugins.load_library(build_library(tmp_path, images))
     lines = library.edge_awq_kernels().decode().splitlines()
-    expected = [kernel for source in build_kernels.KERNELS for kernel in kernels_of(source)]
+    expected = [kernel for source in sources for kernel in kernels_of(source)]
     assert sorted(lines) == sorted(f"{kernel} sm_87 compute_90" for kernel in expected)
     content = (tmp_path / plugins.LIBRARY).read_bytes()
     assert all(image.read_bytes() in content for image in images)
