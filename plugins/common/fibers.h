@@ -143,7 +143,7 @@ inline void note_access(const void* address, size_t bytes) {
 }
 
 // Counts, for every access of a warp, how often shared memory has to be read: its 32 banks give 4 bytes each at a time.
-// The n-th accesses of a warp's lanes are taken for one: kernels note the same number in every lane.
+// The n-th accesses of a warp's lanes are taken for one, so the count is right where no lane sits one out.
 inline void count_wavefronts(int threads) {
   for (int warp = 0; warp < threads; warp += kWarpSize) {
     for (size_t n = 0; n < state.fibers[warp].accesses.size(); ++n) {
@@ -151,6 +151,7 @@ inline void count_wavefronts(int threads) {
       for (size_t first = 0; first < kWarpSize; first += lanes) {
         std::set<uint32_t> words[32];
         for (size_t lane = first; lane < first + lanes; ++lane) {
+          if (n >= state.fibers[warp + lane].accesses.size()) continue;
           const Access access = state.fibers[warp + lane].accesses[n];
           for (uint32_t word = access.offset / 4; word * 4 < access.offset + access.bytes; ++word)
             words[word % 32].insert(word);
