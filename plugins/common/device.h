@@ -232,7 +232,7 @@ __device__ __forceinline__ T& block_shared() {
   __shared__ T memory;
   return memory;
 #else
-  static_assert(sizeof(T) <= fibers::kSharedBytes);
+  static_assert(sizeof(T) <= fibers::kStaticSharedBytes);
   return *reinterpret_cast<T*>(fibers::state.shared);
 #endif
 }

@@ -36,7 +36,7 @@ namespace fibers {
 constexpr int kWarpSize = 32;
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kSharedBytes = 227 * 1024;  // the most a block may have on any GPU we build for
-constexpr size_t kStaticSharedBytes = 64 * 1024;  // of these, what block_shared() may use; the rest is dynamic_shared()
+constexpr size_t kStaticSharedBytes = 48 * 1024;  // of these, the most for block_shared(); the rest is dynamic_shared()
 constexpr size_t kSlotBytes = 64;            // the largest value lanes exchange
 
 enum class Outcome { kFinished, kDeadlock };
