@@ -57,8 +57,10 @@ struct Int4Format : Int4Storage, LaneOrder, Int4Order {
   }
   __device__ __forceinline__ static Grid grid(const Arguments& a, const GridRow& row, int span) {
     const int group = span >> (a.group_size == 128);
-    const uint8_t zeros = load_constant(row.zero_points + group / 2);
-    return {load_constant(row.scales + group), static_cast<uint8_t>(zeros >> group % 2 * 4 & 15)};
+    return {load_with_line(row.scales + group), load_with_line(row.zero_points + group / 2)};
+  }
+  __device__ __forceinline__ static uint32_t zero(const Arguments& a, const Grid& grid, int span) {
+    return grid.zeros >> (span >> (a.group_size == 128)) % 2 * 4 & 15u;
   }
 
   __device__ __forceinline__ static Weights load(const Vector* piece, int lane) {
