@@ -225,6 +225,28 @@ __device__ __forceinline__ Vector load_constant<Vector>(const Vector* address) {
 #endif
 }
 
+// A small value in 32 bits, nothing to be done before it arrives; on its way its line of 128 bytes comes to L2.
+template <class T>
+__device__ __forceinline__ uint32_t load_with_line(const T* address) {
+  static_assert(sizeof(T) <= 2);
+#ifdef __CUDACC__
+  uint32_t value;
+  if constexpr (sizeof(T) == 2) {
+    asm volatile("{.reg .u16 half;\n ld.global.nc.L2::128B.u16 half, [%1];\n cvt.u32.u16 %0, half;}"
+                 : "=r"(value)
+                 : "l"(address));
+  } else {
+    asm volatile("ld.global.nc.L2::128B.u8 %0, [%1];" : "=r"(value) : "l"(address));
+  }
+  return value;
+#else
+  T value = *address;
+  uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof value);
+  return bits;
+#endif
+}
+
 // The block's shared memory, as a T. One T per kernel.
 template <class T>
 __device__ __forceinline__ T& block_shared() {
@@ -232,7 +254,7 @@ __device__ __forceinline__ T& block_shared() {
   __shared__ T memory;
   return memory;
 #else
-  static_assert(sizeof(T) <= fibers::kSharedBytes);
+  static_assert(sizeof(T) <= fibers::kStaticSharedBytes);
   return *reinterpret_cast<T*>(fibers::state.shared);
 #endif
 }

@@ -7,6 +7,8 @@
 //
 //   vector     q * kLaneVectors + i   ->   place   (4 * i + q) ^ 4 * (row % 2)
 //
+// A vector's values come in the order in which the format's weights do (Order::arranged()).
+//
 // Sums are fp32: per thread in order, over lanes by shuffles, over warps in order; same input, same bits.
 #pragma once
 
@@ -16,7 +18,12 @@
 
 namespace edge_awq {
 
-template <int kLaneVectors>
+// The order in which they lie in memory.
+struct PlainOrder {
+  __device__ __forceinline__ static Vector arranged(const Vector& x) { return x; }
+};
+
+template <int kLaneVectors, class Order = PlainOrder>
 struct NormedRows {
   struct Sums {
     float warps[2][kGemvMaxRows][kGemvWarps];  // of values, or their squares; of squares of differences to the mean
@@ -29,15 +36,15 @@ struct NormedRows {
     return dynamic_shared(static_cast<size_t>(a.rows) * pitch * sizeof(Vector));
   }
 
-  // Where vector i of a lane's is, of the kLaneVectors which begin at `first`, a multiple of 4 * kLaneVectors, for
-  // quarter 0.
-  __device__ __forceinline__ const Vector* at(int row, int first, int i, int quarter) const {
-    return shared() + row * pitch + ((first + 4 * i + quarter) ^ row % 2 * 4);
+  // Vector i of a quarter's kLaneVectors, of those 4 * kLaneVectors that begin at `first`.
+  __device__ __forceinline__ Vector get(int row, int first, int i, int quarter) const {
+    return load_shared(shared() + row * pitch + ((first + 4 * i + quarter) ^ row % 2 * 4));
   }
 
-  __device__ __forceinline__ Vector* at(int row, int vector) const {
-    const int within = vector % (4 * kLaneVectors);
-    return const_cast<Vector*>(at(row, vector - within, within % kLaneVectors, within / kLaneVectors));
+  // Which of a row's vectors lies at a place; past the end there are more than the row has.
+  __device__ __forceinline__ static int vector_at(int row, int place) {
+    const int unshifted = place ^ row % 2 * 4, within = unshifted % (4 * kLaneVectors);
+    return unshifted - within + within % 4 * kLaneVectors + within / 4;
   }
 
   __device__ __forceinline__ void load(int row, int vector, float (&values)[kVectorHalves]) const {
@@ -77,11 +84,13 @@ struct NormedRows {
     for (int row = 0; row < a.rows; ++row) {
       const float mean = is_centred ? mean_over_block(sums.warps[0][row]) : 0.0f;
       const float factor = 1.0f / square_root(mean_over_block(sums.warps[is_centred][row]) + a.norm_epsilon);
-      for (int vector = threadIdx.x; vector < vectors; vector += kGemvThreads) {
+      for (int place = threadIdx.x; place < pitch; place += kGemvThreads) {
+        const int vector = vector_at(row, place);
+        if (vector >= vectors) continue;
         float y[kVectorHalves];
         load(row, vector, y);
         normalize(y, mean, factor, a.norm_weight, a.norm_bias, vector);
-        *at(row, vector) = pack_halves(y);
+        store_shared(shared() + row * pitch + place, Order::arranged(pack_halves(y)));
       }
     }
     __syncthreads();

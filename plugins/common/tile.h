@@ -33,10 +33,10 @@
 
 namespace edge_awq {
 
-// What one span's products are multiplied by, and what is taken off the weights before.
+// What one span's products are multiplied by, and what is taken off the weights before: as loaded, so that nothing
+// waits for them before they are put into shared memory.
 struct Grid {
-  Half scale;
-  uint8_t zero;
+  uint32_t scale, zeros;
 };
 
 // Where those of a row of W begin.
@@ -166,10 +166,12 @@ struct Tile {
     return {};
   }
 
-  __device__ __forceinline__ void store_grid(int slot, const Grid& pending) const {
+  __device__ __forceinline__ void store_grid(int stage, int slot, const Grid& loaded) const {
     if constexpr (Format::kScaled)
-      if (threadIdx.x < Shape::kSlices * kTileOutputs)
-        store_shared(grid_in(slot) + threadIdx.x, static_cast<uint32_t>(pending.scale.bits) << 16 | pending.zero);
+      if (threadIdx.x < Shape::kSlices * kTileOutputs) {
+        const uint32_t zero = Format::zero(a, loaded, grid_span + stage * Shape::kSlices);
+        store_shared(grid_in(slot) + threadIdx.x, loaded.scale << 16 | zero);
+      }
   }
 
   // This warp's 32 rows of W times its rows of x, for its span of a stage.
@@ -219,17 +221,16 @@ struct Tile {
     for (int step = 0; step < 2; ++step) Format::unpack(weights, zeros, step, operands[step][half]);
   }
 
-  // All stages, each copied kStages - 1 stages ahead of its use. The first weights are asked for before the previous
-  // kernel, which makes x, has finished.
+  // All stages, each copied kStages - 1 stages ahead of its use; scales and zero points, which come from L2 but for the
+  // first of a line, one stage ahead. The first weights are asked for before the previous kernel, which makes x, has
+  // finished.
   __device__ __forceinline__ void multiply_all(Sums& sums) const {
     constexpr int kAhead = Shape::kStages - 1;
-    Grid pending[kAhead] = {};
     int current = 0, next = 0;
+    Grid grid = load_grid(0);
     #pragma unroll
     for (int stage = 0; stage < kAhead; ++stage, next = after(next)) {
-      if (stage >= stages) continue;
-      copy_weights(stage, next);
-      pending[stage] = load_grid(stage);
+      if (stage < stages) copy_weights(stage, next);
     }
     wait_for_previous_kernel();
     next = 0;
@@ -242,14 +243,12 @@ struct Tile {
     for (int stage = 0; stage < stages; ++stage, current = after(current), next = after(next)) {
       wait_for_copies<kAhead - 1>();
       arrange_x(current);
-      store_grid(current, pending[0]);
+      store_grid(stage, current, grid);
       __syncthreads();  // everybody's copies have landed, and nobody reads the stage before this one any more
-      #pragma unroll
-      for (int i = 0; i + 1 < kAhead; ++i) pending[i] = pending[i + 1];
+      if (stage + 1 < stages) grid = load_grid(stage + 1);
       if (stage + kAhead < stages) {
         copy_weights(stage + kAhead, next);
         copy_x(stage + kAhead, next);
-        pending[kAhead - 1] = load_grid(stage + kAhead);
       }
       commit_copies();
       multiply(current, sums);

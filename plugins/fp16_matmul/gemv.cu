@@ -57,7 +57,7 @@ struct Fp16Gemv {
       const Half* source = a.x + static_cast<int64_t>(row) * a.K + lane_k(chunk, half);
       Vector x = {0, 0, 0, 0};
       if (row < a.rows)
-        x = kNormed ? *normed.at(row, chunk * (kChunk / 8) + half * 4, 0, quarter)
+        x = kNormed ? normed.get(row, chunk * (kChunk / 8) + half * 4, 0, quarter)
                     : *reinterpret_cast<const Vector*>(source);
       for (int i = 0; i < 4; i += 2)
         multiply_16x8x16(products, {upper.word[i], lower.word[i], upper.word[i + 1], lower.word[i + 1]},

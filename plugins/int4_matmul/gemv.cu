@@ -52,7 +52,7 @@ struct Int4Gemv {
   static constexpr int kGroups = kChunk / kGroupSize;  // per chunk
   static constexpr int kTileRows = 8 / kGroups;        // rows of x per tile
 
-  using Normed = NormedRows<4>;
+  using Normed = NormedRows<4, Int4Order>;
   using Shared = GemvShared<GemvSums<kTiles, kTileRows>, Normed>;
 
   // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
@@ -98,7 +98,7 @@ struct Int4Gemv {
     const Vector* source = reinterpret_cast<const Vector*>(a.x + (x_row * a.K + k));
     for (Vector& each : x) each = {0, 0, 0, 0};
     if (feeds)
-      for (int i = 0; i < 4; ++i) x[i] = kNormed ? *normed.at(x_row, chunk * (kChunk / 8), i, quarter) : source[i];
+      for (int i = 0; i < 4; ++i) x[i] = kNormed ? normed.get(x_row, chunk * (kChunk / 8), i, quarter) : source[i];
   }
 
   __device__ __forceinline__ void prepare() const {
@@ -117,7 +117,7 @@ struct Int4Gemv {
       unpack_int4(packed.weights[0].word[i], zeros[0], upper);
       unpack_int4(packed.weights[1].word[i], zeros[1], lower);
       for (int tile = 0; tile < kTiles; ++tile) {
-        const Vector column = in_int4_order(x[tile][i]);
+        const Vector column = kNormed ? x[tile][i] : Int4Order::arranged(x[tile][i]);
         for (int j = 0; j < 4; j += 2)
           multiply_16x8x16(products[tile], {upper[j], lower[j], upper[j + 1], lower[j + 1]},
                            {column.word[j], column.word[j + 1]});

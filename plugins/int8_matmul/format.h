@@ -36,8 +36,9 @@ struct Int8Format : Int8Storage, LaneOrder {
   }
   __device__ __forceinline__ static Grid grid(const Arguments& a, const GridRow& row, int span) {
     const int group = span >> (a.group_size == 128);
-    return {load_constant(row.scales + group), load_constant(row.zero_points + group)};
+    return {load_with_line(row.scales + group), load_with_line(row.zero_points + group)};
   }
+  __device__ __forceinline__ static uint32_t zero(const Arguments&, const Grid& grid, int) { return grid.zeros; }
 
   __device__ __forceinline__ static Weights load(const Vector* piece, int lane) { return load_shared(piece + lane); }
 

@@ -64,7 +64,7 @@ struct Int8Gemv {
     const Vector* source = reinterpret_cast<const Vector*>(a.x + (row * a.K + lane_k(chunk)));
     for (Vector& each : x) each = {0, 0, 0, 0};
     if (row < a.rows)
-      for (int i = 0; i < 2; ++i) x[i] = kNormed ? *normed.at(row, chunk * (kChunk / 8), i, quarter) : source[i];
+      for (int i = 0; i < 2; ++i) x[i] = kNormed ? normed.get(row, chunk * (kChunk / 8), i, quarter) : source[i];
     float products[4] = {};
     for (int i = 0; i < 4; ++i) {
       HalfPair upper[2], lower[2];

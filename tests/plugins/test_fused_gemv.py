@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from kernel_harness import SCHEDULES, KernelError
+from kernel_harness import SCHEDULES, KernelError, library
 from matmul_harness import ACTIVATIONS, activations, assert_product, random_fp16_matrix, random_matrix
 
 FORMATS = {
@@ -87,6 +87,21 @@ def test_same_bits_whatever_the_order_of_threads(rng, make):
     first, *others = (matrix.matmul(x, schedule=schedule, **linear).tobytes()
                       for schedule in (*SCHEDULES, SCHEDULES[0]))
     assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("name", ["int4-g128", "int8", "fp16"])
+def test_no_bank_conflicts(rng, name):
+    """Where all lanes take part: with eight rows, and a K of whole rounds."""
+    matrix, x = FORMATS[name](rng, 16, 2048), activations(rng, 8, 2048)
+    linear = norm(rng, "rms", 2048)
+    library().edge_awq_count_conflicts(1)
+    try:
+        y = matrix.matmul(x, **linear)
+    finally:
+        library().edge_awq_count_conflicts(0)
+    assert library().edge_awq_shared_wavefronts() > 0
+    assert library().edge_awq_bank_conflicts() == 0
+    assert_exact_but_for_rounding(y, matrix, x, **linear)
 
 
 @pytest.mark.parametrize(("rows", "K", "change", "reason"), [
