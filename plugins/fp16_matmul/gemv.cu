@@ -26,7 +26,7 @@ struct Fp16Gemv {
     Vector rows[2][2];  // n and n + 8, each from both halves of the line
   };
 
-  const Fp16GemvArguments& a;
+  const Fp16MatMulArguments& a;
   const int lane = threadIdx.x % kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
   const int chunks = a.K / kChunk;
@@ -71,6 +71,6 @@ struct Fp16Gemv {
 }  // namespace edge_awq
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 96 KiB on their way per multiprocessor
-fp16_gemv(const edge_awq::Fp16GemvArguments a) {
+fp16_gemv(const edge_awq::Fp16MatMulArguments a) {
   edge_awq::Fp16Gemv{a}.run();
 }

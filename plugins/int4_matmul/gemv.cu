@@ -67,7 +67,7 @@ struct Int4Gemv {
     uint8_t zeros[2];  // the zero point is one of the two nibbles
   };
 
-  const Int4GemvArguments& a;
+  const Int4MatMulArguments& a;
   const int lane = threadIdx.x % kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` of each tile
   const int own_group = quarter * kLaneWeights / kGroupSize;  // of the chunk's groups, the one this lane is in
@@ -151,16 +151,16 @@ struct Int4Gemv {
 }  // namespace edge_awq
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
-int4_gemv_g128(const edge_awq::Int4GemvArguments a) {
+int4_gemv_g128(const edge_awq::Int4MatMulArguments a) {
   edge_awq::Int4Gemv<128, 1>{a}.run();
 }
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
-int4_gemv_g64_rows4(const edge_awq::Int4GemvArguments a) {
+int4_gemv_g64_rows4(const edge_awq::Int4MatMulArguments a) {
   edge_awq::Int4Gemv<64, 1>{a}.run();
 }
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2>)
-int4_gemv_g64_rows8(const edge_awq::Int4GemvArguments a) {
+int4_gemv_g64_rows8(const edge_awq::Int4MatMulArguments a) {
   edge_awq::Int4Gemv<64, 2>{a}.run();
 }

@@ -31,7 +31,7 @@ struct Int8Gemv {
     uint8_t zeros[2];
   };
 
-  const Int8GemvArguments& a;
+  const Int8MatMulArguments& a;
   const int lane = threadIdx.x % kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
   const int chunks = a.K / kChunk;
@@ -86,6 +86,6 @@ struct Int8Gemv {
 }  // namespace edge_awq
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 3)  // 72 KiB on their way per multiprocessor
-int8_gemv(const edge_awq::Int8GemvArguments a) {
+int8_gemv(const edge_awq::Int8MatMulArguments a) {
   edge_awq::Int8Gemv{a}.run();
 }

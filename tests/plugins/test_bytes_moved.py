@@ -1,7 +1,8 @@
 """A GEMV reads every weight from memory once, whatever the number of rows: the bound it is measured against."""
 
 import pytest
-from kernel_harness import Fp16Matrix, activations, library, random_matrix
+from kernel_harness import library
+from matmul_harness import Fp16Matrix, activations, random_matrix
 
 
 @pytest.mark.parametrize("rows", [1, 8])
@@ -12,5 +13,5 @@ from kernel_harness import Fp16Matrix, activations, library, random_matrix
     (lambda rng: Fp16Matrix(activations(rng, 32, 640)), 2),
 ], ids=["int4-g128", "int4-g64", "int8", "fp16"])
 def test_every_weight_is_read_once(rng, matrix, bytes_per_weight, rows):
-    matrix(rng).gemv(activations(rng, rows, 640))
+    matrix(rng).matmul(activations(rng, rows, 640))
     assert library().edge_awq_streamed_bytes() == 32 * 640 * bytes_per_weight

@@ -7,7 +7,7 @@ values or another end of the window.
 import numpy as np
 import pytest
 from attention_harness import Heads, random_step, run
-from kernel_harness import activations, random_matrix
+from matmul_harness import activations, random_matrix
 from onnx.reference import ReferenceEvaluator
 
 from edge_awq.export import ops
@@ -30,7 +30,7 @@ def test_int4_matmul(rng, group_size, K):
     zero_points = np.pad(matrix.zeros, ((0, 0), (0, matrix.zeros.shape[1] % 2)))
     y, = evaluate(ops.INT4_MATMUL, {"K": K, "N": 24, "group_size": group_size}, x=x.astype(np.float32),
                   qweight=matrix.q, scales=matrix.scales, zero_points=zero_points)
-    assert_near(matrix.gemv(x), y)
+    assert_near(matrix.matmul(x), y)
 
 
 @pytest.mark.parametrize("heads", [
