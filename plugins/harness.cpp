@@ -44,8 +44,16 @@ const char* edge_awq_contract() {
   return text.c_str();
 }
 
-// What load_streamed() has read in the last launch.
+// What load_streamed() and copy_streamed_to_shared() have read in the last launch.
 int64_t edge_awq_streamed_bytes() { return fibers::state.streamed_bytes; }
+
+// From here on launches count bank conflicts, or no longer do.
+void edge_awq_count_conflicts(int count) { fibers::state.count_conflicts = count != 0; }
+
+// How often shared memory was read or written in the last launch beyond what the widths of the accesses ask for, and
+// how often that is.
+int64_t edge_awq_bank_conflicts() { return fibers::state.shared_wavefronts - fibers::state.fewest_wavefronts; }
+int64_t edge_awq_shared_wavefronts() { return fibers::state.fewest_wavefronts; }
 
 float edge_awq_float_from_half(uint16_t bits) { return edge_awq::float_from_half({bits}); }
 

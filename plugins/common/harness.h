@@ -40,7 +40,11 @@ int launch(const edge_awq::Launch& planned, const Arguments& arguments, unsigned
   if (!planned.refusal.empty()) return fail(message, planned.refusal);
   const auto kernel = reinterpret_cast<void (*)(Arguments)>(find_kernel(planned.kernel));
   if (!kernel) return fail(message, std::string("no kernel is called ") + planned.kernel);
+  fibers::state.dynamic_bytes = planned.shared_bytes;
   const auto outcome = fibers::launch(planned.blocks, planned.threads, schedule, [&] { kernel(arguments); });
+  if (fibers::state.overrun)
+    return fail(message, planned.kernel + (": uses " + std::to_string(fibers::state.overrun)) +
+                             " bytes of dynamic shared memory, not " + std::to_string(planned.shared_bytes));
   if (outcome == fibers::Outcome::kFinished) return 0;
   return fail(message, std::string(planned.kernel) + ": threads wait for others that never come");
 }
@@ -51,4 +55,10 @@ int launch(const edge_awq::Launch& planned, const Arguments& arguments, unsigned
 #define EDGE_AWQ_HARNESS(name, Arguments, plan)                                                              \
   extern "C" int edge_awq_##name(const edge_awq::Arguments* arguments, unsigned schedule, char* text, size_t size) { \
     return harness::launch(edge_awq::plan(*arguments), *arguments, schedule, {text, size});                   \
+  }
+
+// RESULT edge_awq_NAME(arguments): what memory a plan needs.
+#define EDGE_AWQ_SIZE(Result, name, Arguments, size_of)                               \
+  extern "C" Result edge_awq_##name(const edge_awq::Arguments* arguments) {           \
+    return edge_awq::size_of(*arguments);                                             \
   }

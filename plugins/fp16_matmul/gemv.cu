@@ -30,7 +30,7 @@ struct Fp16Gemv {
   const int lane = threadIdx.x % kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
   const int chunks = a.K / kChunk;
-  const int64_t n[2] = {gemv_weight_row(row, a.N), gemv_weight_row(row + 8, a.N)};
+  const GemvRows rows{a, row};
 
   // Where this lane's 8 values of k begin.
   __device__ __forceinline__ int lane_k(int chunk, int half) const {
@@ -41,7 +41,7 @@ struct Fp16Gemv {
     Weights weights;
     for (int i = 0; i < 2; ++i)
       for (int half = 0; half < 2; ++half)
-        weights.rows[i][half] = load_streamed(a.weight + n[i] * a.K + lane_k(chunk, half));
+        weights.rows[i][half] = load_streamed(a.weight + static_cast<int64_t>(rows.n[i]) * a.K + lane_k(chunk, half));
     return weights;
   }
 
