@@ -144,4 +144,4 @@ def test_refusals_name_the_value(rng, change, reason):
 def test_pointers_are_checked(change, reason):
     pointers = {"x": 4096, "qweight": 4096, "scales": 4096, "zero_points": 4096, "y": 4096} | change
     with pytest.raises(KernelError, match=reason):
-        call("edge_awq_int4_matmul", IntArguments(**pointers, rows=1, K=128, N=16, group_size=128))
+        call("edge_awq_int4_matmul", IntArguments(**pointers, rows=1, K=128, N=16, group_size=128, splits=1))
