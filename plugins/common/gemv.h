@@ -4,7 +4,6 @@
 
 #include "device.h"
 #include "epilogue.h"
-#include "gemv_norm.h"
 #include "gemv_shape.h"
 
 namespace edge_awq {
