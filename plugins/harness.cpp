@@ -2,6 +2,7 @@
 #include <string>
 
 #include "attention/harness.inc"
+#include "embedding/harness.inc"
 #include "fp16_matmul/harness.inc"
 #include "include/contract.h"
 #include "int4_matmul/harness.inc"

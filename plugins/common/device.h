@@ -287,8 +287,8 @@ __device__ __forceinline__ void store_shared(T* address, const T& value) {
   *address = value;
 }
 
-// Four 8 x 8 matrices of halves. Lane 8 * i + r passes where row r of matrix i is; word i of what lane 4 * r + c gets is
-// the pair c of row r of matrix i.
+// Four 8 x 8 matrices of halves. Lane 8 * i + r passes where row r of matrix i is; word i of what lane 4 * r + c gets
+// is pair c of row r of matrix i.
 __device__ __forceinline__ Vector load_matrices(const Vector* row) {
 #ifdef __CUDACC__
   Vector value;

@@ -36,7 +36,7 @@ namespace fibers {
 constexpr int kWarpSize = 32;
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kSharedBytes = 227 * 1024;  // the most a block may have on any GPU we build for
-constexpr size_t kStaticSharedBytes = 64 * 1024;  // of these, what block_shared() may use; the rest is dynamic_shared()
+constexpr size_t kStaticSharedBytes = 48 * 1024;  // of these, the most for block_shared(); the rest is dynamic_shared()
 constexpr size_t kSlotBytes = 64;            // the largest value lanes exchange
 
 enum class Outcome { kFinished, kDeadlock };
@@ -143,7 +143,7 @@ inline void note_access(const void* address, size_t bytes) {
 }
 
 // Counts, for every access of a warp, how often shared memory has to be read: its 32 banks give 4 bytes each at a time.
-// The n-th accesses of a warp's lanes are taken for one: kernels note the same number in every lane.
+// The n-th accesses of a warp's lanes are taken for one, so the count is right where no lane sits one out.
 inline void count_wavefronts(int threads) {
   for (int warp = 0; warp < threads; warp += kWarpSize) {
     for (size_t n = 0; n < state.fibers[warp].accesses.size(); ++n) {
@@ -151,6 +151,7 @@ inline void count_wavefronts(int threads) {
       for (size_t first = 0; first < kWarpSize; first += lanes) {
         std::set<uint32_t> words[32];
         for (size_t lane = first; lane < first + lanes; ++lane) {
+          if (n >= state.fibers[warp + lane].accesses.size()) continue;
           const Access access = state.fibers[warp + lane].accesses[n];
           for (uint32_t word = access.offset / 4; word * 4 < access.offset + access.bytes; ++word)
             words[word % 32].insert(word);

@@ -4,6 +4,7 @@
 
 #include "device.h"
 #include "epilogue.h"
+#include "gemv_norm.h"
 #include "gemv_shape.h"
 
 namespace edge_awq {

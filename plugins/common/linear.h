@@ -25,14 +25,14 @@ struct Linear {
   const Half* residual;      // [rows, outputs], or null; may be y itself
   Half* y;                   // [rows, outputs]
   float* logits;             // [rows, outputs], written instead of y: a head's results need more bits; or null
-  float* partial;            // sums of blocks that share outputs, if splits > 1; see partial_floats() in linear_plan.h
+  float* partial;            // sums of blocks that share outputs, if splits > 1; see partial_floats() in plan.h
   unsigned* finished;        // as many counters as counters() says, zero before the first launch and after each
   int rows, K, N;
   NormKind norm;
   float norm_epsilon;
   Activation activation;
   int gated;                 // 0 or 1
-  int splits;                // blocks that share outputs, each with its part of K; 1 for GEMVs
+  int splits = 1;            // blocks that share outputs, each with its part of K; 1 for GEMVs, see best_splits()
 };
 
 }  // namespace edge_awq

@@ -19,9 +19,9 @@
 //   x     [spans][rows][8 vectors of 8 values, in the order in which the format reads them]
 //   grid  [spans][128] scale << 16 | zero point, of formats that have them
 //
-// in such orders that the lanes which are served at once (eight with 16 bytes each, sixteen with 8) meet all banks once.
-// Where weights come out of their word in another order than x's (int4), x is put into that order once, by the thread
-// that has copied it, before the others see it.
+// in such orders that the lanes which are served at once (eight with 16 bytes each, sixteen with 8) meet all banks
+// once. Where weights come out of their word in another order than x's (int4), x is put into that order once, by the
+// thread that has copied it, before the others see it.
 //
 // Sums: exact integers times x in fp32 over a span, times the scale in fp32 over spans, then over slices, then over the
 // blocks that share a tile, always in the same order: the same input gives the same bits. The block that finishes last
@@ -33,14 +33,21 @@
 
 namespace edge_awq {
 
-// What one span's products are multiplied by, and what is taken off the weights before.
+// What one span's products are multiplied by, and what is taken off the weights before: as loaded, so that nothing
+// waits for them before they are put into shared memory.
 struct Grid {
-  Half scale;
-  uint8_t zero;
+  uint32_t scale, zeros;
+};
+
+// Where those of a row of W begin.
+struct GridRow {
+  const Half* scales;
+  const uint8_t* zero_points;
 };
 
 // The order of operands in registers that suits weights which have to be unpacked anyway: in a span, lane
-// 4 * row + quarter multiplies k = 16 * quarter + 8 * step + 0 .. 7. Formats inherit this, or have an order of their own.
+// 4 * row + quarter multiplies k = 16 * quarter + 8 * step + 0 .. 7. Formats inherit this, or have an order of their
+// own.
 struct LaneOrder {
   // Which of a row's 8 vectors lies at a place, and from where a lane reads what it needs of 8 rows of x in a step.
   __device__ __forceinline__ static int x_vector_at(int place, int row) {
@@ -63,7 +70,8 @@ struct Tile {
   static constexpr int kXRowsAtOnce = Shape::kThreads / 8;
   static constexpr int kWeightCopies = Shape::kWeightVectors / Shape::kThreads;
   static constexpr int kXCopies = Shape::kXVectors / Shape::kThreads;
-  static_assert(kWeightCopies * Shape::kThreads == Shape::kWeightVectors && kXCopies * Shape::kThreads == Shape::kXVectors);
+  static_assert(kWeightCopies * Shape::kThreads == Shape::kWeightVectors);
+  static_assert(kXCopies * Shape::kThreads == Shape::kXVectors);
   static_assert(Shape::kSlices * kTileOutputs <= Shape::kThreads);  // each loads one scale and zero point at most
   static_assert(kPiecesAtOnce % Shape::kSlices == 0 && (kRowsAtOnce == 16 || kRowsAtOnce % 32 == 0));
 
@@ -78,6 +86,20 @@ struct Tile {
   const int first_stage = static_cast<int>(static_cast<int64_t>(all_stages) * place.split / a.splits);
   const int stages = static_cast<int>(static_cast<int64_t>(all_stages) * (place.split + 1) / a.splits) - first_stage;
 
+  // What this thread copies of the first stage: a vector of one row of W and one of x, others being apart from these by
+  // what all threads copy at once, and a scale.
+  const int n = threadIdx.x / kPieceVectors / Shape::kSlices * 8 + Format::row_of(threadIdx.x % kPieceVectors);
+  const int weight_span = first_stage * Shape::kSlices + threadIdx.x / kPieceVectors % Shape::kSlices;
+  const int x_row = threadIdx.x / 8 % Shape::kRows;
+  const int x_span = first_stage * Shape::kSlices + threadIdx.x / 8 / Shape::kRows;
+  const int grid_span = first_stage * Shape::kSlices + threadIdx.x / kTileOutputs;
+  const Vector* const weights_from =
+      opaque(static_cast<const Vector*>(Format::weights(a)) + Format::vector_of(threadIdx.x % kPieceVectors) +
+             (static_cast<int64_t>(weight_row(n).row) * spans + weight_span) * Format::kVectors);
+  const Half* const x_from = opaque(a.x + static_cast<int64_t>(place.row_tile * Shape::kRows + x_row) * a.K +
+                                    x_span * kSpan + Format::x_vector_at(threadIdx.x % 8, x_row) * 8);
+  const GridRow grid_from = Format::grid_row(a, weight_row(threadIdx.x % kTileOutputs).row);
+
   // A stage's place in shared memory: how many vectors come before it.
   __device__ __forceinline__ static int after(int slot) {
     const int next = slot + Shape::kStageVectors;
@@ -89,47 +111,39 @@ struct Tile {
     return reinterpret_cast<uint32_t*>(shared + slot + Shape::kWeightVectors + Shape::kXVectors);
   }
 
-  // The row of W at place n of the tile, and whether there is one. Where gated, 16 rows of the gate alternate with the
-  // same 16 of what it gates, so that a warp has both.
+  // The row of W at place n of the tile, and the output it is for; past the end there are more than W has. Where gated,
+  // 16 rows of the gate alternate with the same 16 of what it gates, so that a warp has both.
   struct Row {
-    int row;
-    bool exists;
+    int row, output;
   };
   __device__ __forceinline__ Row weight_row(int n) const {
-    if (!a.gated) {
-      const int row = place.n_tile * kTileOutputs + n;
-      return {row, row < a.N};
-    }
-    const int output = place.n_tile * (kTileOutputs / 2) + n / 32 * 16 + n % 16;
-    return {output + n / 16 % 2 * (a.N / 2), output < a.N / 2};
+    const int output = a.gated ? place.n_tile * (kTileOutputs / 2) + n / 32 * 16 + n % 16
+                               : place.n_tile * kTileOutputs + n;
+    return {output + (a.gated && n % 32 >= 16 ? a.N / 2 : 0), output};
   }
 
-  // A thread copies the same part of a span for rows that are kRowsAtOnce apart; where gated, half of that in W.
+  // Where gated, 32 rows further in the tile are 16 further in W, and 16 further are what the gate's row gates.
   __device__ __forceinline__ void copy_weights(int stage, int slot) const {
-    const int piece = threadIdx.x / kPieceVectors, within = threadIdx.x % kPieceVectors;
-    const int n = piece / Shape::kSlices * 8 + Format::row_of(within);
-    const int span = (first_stage + stage) * Shape::kSlices + piece % Shape::kSlices;
-    const Vector* const from = static_cast<const Vector*>(Format::weights(a)) + Format::vector_of(within);
+    const int row = weight_row(n).output, last = outputs_of(a);
+    const bool in_k = weight_span + stage * Shape::kSlices < spans;
+    const Vector* const from = weights_from + stage * (Shape::kSlices * Format::kVectors);
     #pragma unroll
     for (int i = 0; i < kWeightCopies; ++i) {
-      const int rows_on = i * kRowsAtOnce;
-      const Row row = weight_row(n + rows_on);
-      const int64_t vector = (static_cast<int64_t>(row.row) * spans + span) * Format::kVectors;
-      copy_streamed_to_shared(weights_in(slot) + threadIdx.x + i * Shape::kThreads, from + vector,
-                              !(row.exists && span < spans));
+      const int further = i * kRowsAtOnce, outputs = a.gated ? further / 32 * 16 : further;
+      const int64_t rows = outputs + (a.gated && further % 32 ? a.N / 2 : 0);
+      copy_streamed_to_shared(weights_in(slot) + threadIdx.x + i * Shape::kThreads,
+                              from + rows * spans * Format::kVectors, !(row + outputs < last && in_k));
     }
   }
 
-  // A thread copies the same vector of a span for rows, or spans, that are apart by what all threads copy at once.
   __device__ __forceinline__ void copy_x(int stage, int slot) const {
-    const int row = threadIdx.x / 8 % Shape::kRows, row_in_x = place.row_tile * Shape::kRows + row;
-    const int span = (first_stage + stage) * Shape::kSlices + threadIdx.x / 8 / Shape::kRows;
-    const Half* const from = a.x + static_cast<int64_t>(row_in_x) * a.K + Format::x_vector_at(threadIdx.x % 8, row) * 8;
+    const int row = place.row_tile * Shape::kRows + x_row, span = x_span + stage * Shape::kSlices;
+    const Half* const from = x_from + stage * Shape::kStageK;
     #pragma unroll
     for (int i = 0; i < kXCopies; ++i) {
-      const int rows_on = i * kXRowsAtOnce % Shape::kRows, spans_on = i * kXRowsAtOnce / Shape::kRows;
-      copy_to_shared(x_in(slot) + threadIdx.x + i * Shape::kThreads, from + (rows_on * a.K + (span + spans_on) * kSpan),
-                     !(row_in_x + rows_on < a.rows && span + spans_on < spans));
+      const int rows = i * kXRowsAtOnce % Shape::kRows, spans_on = i * kXRowsAtOnce / Shape::kRows;
+      copy_to_shared(x_in(slot) + threadIdx.x + i * Shape::kThreads, from + (rows * a.K + spans_on * kSpan),
+                     !(row + rows < a.rows && span + spans_on < spans));
     }
   }
 
@@ -145,17 +159,19 @@ struct Tile {
 
   __device__ __forceinline__ Grid load_grid(int stage) const {
     if constexpr (Format::kScaled) {
-      const Row row = weight_row(threadIdx.x % kTileOutputs);
-      const int slice_of_k = threadIdx.x / kTileOutputs, span = (first_stage + stage) * Shape::kSlices + slice_of_k;
-      if (slice_of_k < Shape::kSlices && row.exists && span < spans) return Format::grid(a, row.row, span);
+      const int span = grid_span + stage * Shape::kSlices;
+      const bool in_w = span < spans && weight_row(threadIdx.x % kTileOutputs).output < outputs_of(a);
+      if (threadIdx.x < Shape::kSlices * kTileOutputs && in_w) return Format::grid(a, grid_from, span);
     }
     return {};
   }
 
-  __device__ __forceinline__ void store_grid(int slot, const Grid& pending) const {
+  __device__ __forceinline__ void store_grid(int stage, int slot, const Grid& loaded) const {
     if constexpr (Format::kScaled)
-      if (threadIdx.x < Shape::kSlices * kTileOutputs)
-        store_shared(grid_in(slot) + threadIdx.x, static_cast<uint32_t>(pending.scale.bits) << 16 | pending.zero);
+      if (threadIdx.x < Shape::kSlices * kTileOutputs) {
+        const uint32_t zero = Format::zero(a, loaded, grid_span + stage * Shape::kSlices);
+        store_shared(grid_in(slot) + threadIdx.x, loaded.scale << 16 | zero);
+      }
   }
 
   // This warp's 32 rows of W times its rows of x, for its span of a stage.
@@ -205,17 +221,16 @@ struct Tile {
     for (int step = 0; step < 2; ++step) Format::unpack(weights, zeros, step, operands[step][half]);
   }
 
-  // All stages, each copied kStages - 1 stages ahead of its use. The first weights are asked for before the previous
-  // kernel, which makes x, has finished.
+  // All stages, each copied kStages - 1 stages ahead of its use; scales and zero points, which come from L2 but for the
+  // first of a line, one stage ahead. The first weights are asked for before the previous kernel, which makes x, has
+  // finished.
   __device__ __forceinline__ void multiply_all(Sums& sums) const {
     constexpr int kAhead = Shape::kStages - 1;
-    Grid pending[kAhead] = {};
     int current = 0, next = 0;
+    Grid grid = load_grid(0);
     #pragma unroll
     for (int stage = 0; stage < kAhead; ++stage, next = after(next)) {
-      if (stage >= stages) continue;
-      copy_weights(stage, next);
-      pending[stage] = load_grid(stage);
+      if (stage < stages) copy_weights(stage, next);
     }
     wait_for_previous_kernel();
     next = 0;
@@ -228,14 +243,12 @@ struct Tile {
     for (int stage = 0; stage < stages; ++stage, current = after(current), next = after(next)) {
       wait_for_copies<kAhead - 1>();
       arrange_x(current);
-      store_grid(current, pending[0]);
+      store_grid(stage, current, grid);
       __syncthreads();  // everybody's copies have landed, and nobody reads the stage before this one any more
-      #pragma unroll
-      for (int i = 0; i + 1 < kAhead; ++i) pending[i] = pending[i + 1];
+      if (stage + 1 < stages) grid = load_grid(stage + 1);
       if (stage + kAhead < stages) {
         copy_weights(stage + kAhead, next);
         copy_x(stage + kAhead, next);
-        pending[kAhead - 1] = load_grid(stage + kAhead);
       }
       commit_copies();
       multiply(current, sums);

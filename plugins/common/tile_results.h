@@ -1,5 +1,5 @@
-// What a tile's sums go through after tile.h has computed them: over slices, over the blocks that share the tile, and to
-// memory.
+// What becomes of a tile's sums after tile.h has computed them: they are added over slices, and over the blocks that
+// share the tile, and go to memory.
 #pragma once
 
 #include "device.h"
@@ -42,7 +42,8 @@ struct TileResults {
   }
 
   __device__ __forceinline__ float* partial(int split, int row, int n) const {
-    return a.partial + ((static_cast<int64_t>(split) * place.tiles + place.tile) * Shape::kRows + row) * kTileOutputs + n;
+    const int64_t tile = static_cast<int64_t>(split) * place.tiles + place.tile;
+    return a.partial + (tile * Shape::kRows + row) * kTileOutputs + n;
   }
 
   __device__ __forceinline__ static void put(const Sums& sums) {
@@ -77,7 +78,8 @@ struct TileResults {
       const int row_of_x = place.row_tile * Shape::kRows + row, output = (place.n_tile << log2_outputs) + within;
       if (row_of_x >= a.rows || output >= outputs_of(a)) continue;
       const int n = a.gated ? within / 16 * 32 + within % 16 : within;
-      store_output(a, row_of_x, output, total(row, n, of_all_blocks), a.gated ? total(row, n + 16, of_all_blocks) : 0.0f);
+      const float up = a.gated ? total(row, n + 16, of_all_blocks) : 0.0f;
+      store_output(a, row_of_x, output, total(row, n, of_all_blocks), up);
     }
   }
 

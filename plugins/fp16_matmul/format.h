@@ -24,6 +24,8 @@ struct Fp16Format : Fp16Storage {
 
   __device__ __forceinline__ static const void* weights(const Arguments& a) { return a.weight; }
 
+  __device__ __forceinline__ static GridRow grid_row(const Arguments&, int) { return {}; }
+
   __device__ __forceinline__ static Weights load(const Vector* piece, int lane) { return {piece, lane}; }
 
   // Operands of a step's two products, from rows n and n + 8: k = 32 * step + 0 .. 15 and + 16 .. 31.

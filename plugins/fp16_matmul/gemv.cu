@@ -35,6 +35,7 @@ struct Fp16Gemv {
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
   const int chunks = a.K / kChunk;
   const GemvRows rows{a, row};
+  const Normed normed{a};
 
   // Where this lane's 8 values of k begin.
   __device__ __forceinline__ int lane_k(int chunk, int half) const {
@@ -83,5 +84,10 @@ struct Fp16Gemv {
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 96 KiB on their way per multiprocessor
 fp16_gemv(const edge_awq::Fp16MatMulArguments a) {
-  edge_awq::Fp16Gemv{a}.run();
+  edge_awq::Fp16Gemv<false>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 96 KiB on their way per multiprocessor
+fp16_gemv_normed(const edge_awq::Fp16MatMulArguments a) {
+  edge_awq::Fp16Gemv<true>{a}.run();
 }

@@ -28,13 +28,15 @@ __device__ __forceinline__ void unpack_int4(uint32_t word, uint32_t zero, HalfPa
 }
 
 // Eight activations in the order of the weights.
-__device__ __forceinline__ Vector in_int4_order(const Vector& x) {
-  return {low_halves(x.word[0], x.word[2]), high_halves(x.word[0], x.word[2]), low_halves(x.word[1], x.word[3]),
-          high_halves(x.word[1], x.word[3])};
-}
+struct Int4Order {
+  __device__ __forceinline__ static Vector arranged(const Vector& x) {
+    return {low_halves(x.word[0], x.word[2]), high_halves(x.word[0], x.word[2]), low_halves(x.word[1], x.word[3]),
+            high_halves(x.word[1], x.word[3])};
+  }
+};
 
 // What common/tile.h asks of a format. A lane has 16 weights of a row and span, 8 bytes.
-struct Int4Format : Int4Storage, LaneOrder {
+struct Int4Format : Int4Storage, LaneOrder, Int4Order {
   using Arguments = Int4MatMulArguments;
   static constexpr bool kArranged = true;
 
@@ -48,12 +50,17 @@ struct Int4Format : Int4Storage, LaneOrder {
 
   __device__ __forceinline__ static const void* weights(const Arguments& a) { return a.qweight; }
 
-  __device__ __forceinline__ static Grid grid(const Arguments& a, int row, int span) {
-    const int group_spans_log2 = a.group_size == 128, group = span >> group_spans_log2;
-    const int groups = (a.K / kSpan + group_spans_log2) >> group_spans_log2;
-    const uint8_t zeros = load_constant(a.zero_points + static_cast<int64_t>(row) * ((groups + 1) / 2) + group / 2);
-    return {load_constant(a.scales + static_cast<int64_t>(row) * groups + group),
-            static_cast<uint8_t>(zeros >> group % 2 * 4 & 15)};
+  __device__ __forceinline__ static GridRow grid_row(const Arguments& a, int row) {
+    const int groups = (a.K + a.group_size - 1) / a.group_size;
+    return {opaque(a.scales + static_cast<int64_t>(row) * groups),
+            opaque(a.zero_points + static_cast<int64_t>(row) * ((groups + 1) / 2))};
+  }
+  __device__ __forceinline__ static Grid grid(const Arguments& a, const GridRow& row, int span) {
+    const int group = span >> (a.group_size == 128);
+    return {load_with_line(row.scales + group), load_with_line(row.zero_points + group / 2)};
+  }
+  __device__ __forceinline__ static uint32_t zero(const Arguments& a, const Grid& grid, int span) {
+    return grid.zeros >> (span >> (a.group_size == 128)) % 2 * 4 & 15u;
   }
 
   __device__ __forceinline__ static Weights load(const Vector* piece, int lane) {
@@ -68,9 +75,6 @@ struct Int4Format : Int4Storage, LaneOrder {
       unpack_int4(weights[half].word[step], zeros[half], pairs);
       for (int i = 0; i < 4; ++i) operand[i / 2][i % 2 * 2 + half] = pairs[i];
     }
-  }
-
-  __device__ __forceinline__ static Vector arranged(const Vector& x) { return in_int4_order(x); }
-};
+  }};
 
 }  // namespace edge_awq

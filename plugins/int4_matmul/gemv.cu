@@ -69,6 +69,7 @@ struct Int4Gemv {
   const int chunks = (a.K + kChunk - 1) / kChunk;
   const int groups = (a.K + kGroupSize - 1) / kGroupSize, zero_bytes = (groups + 1) / 2;  // per row of W
   const GemvRows rows{a, row};
+  const Normed normed{a};
   const uint8_t* const weights[2] = {row_start(0), row_start(1)};  // this lane's first 16 bytes
   const int first_scale[2] = {rows.n[0] * groups, rows.n[1] * groups};
   const int first_zero[2] = {opaque(rows.n[0] * zero_bytes), opaque(rows.n[1] * zero_bytes)};
@@ -95,7 +96,13 @@ struct Int4Gemv {
     const int x_row = tile * kTileRows + row % kTileRows, k = chunk * kChunk + quarter * kLaneWeights;
     const bool feeds = x_row < a.rows && row / kTileRows == own_group && k < a.K;
     const Vector* source = reinterpret_cast<const Vector*>(a.x + (x_row * a.K + k));
-    for (int i = 0; i < 4; ++i) x[i] = feeds ? source[i] : Vector{0, 0, 0, 0};
+    for (Vector& each : x) each = {0, 0, 0, 0};
+    if (feeds)
+      for (int i = 0; i < 4; ++i) x[i] = kNormed ? normed.get(x_row, chunk * (kChunk / 8), i, quarter) : source[i];
+  }
+
+  __device__ __forceinline__ void prepare() const {
+    if (kNormed) normed.make(block_shared<Shared>().norm);
   }
 
   // Adds the chunk's products, each group's times its scale, to this lane's sums.
@@ -110,7 +117,7 @@ struct Int4Gemv {
       unpack_int4(packed.weights[0].word[i], zeros[0], upper);
       unpack_int4(packed.weights[1].word[i], zeros[1], lower);
       for (int tile = 0; tile < kTiles; ++tile) {
-        const Vector column = in_int4_order(x[tile][i]);
+        const Vector column = kNormed ? x[tile][i] : Int4Order::arranged(x[tile][i]);
         for (int j = 0; j < 4; j += 2)
           multiply_16x8x16(products[tile], {upper[j], lower[j], upper[j + 1], lower[j + 1]},
                            {column.word[j], column.word[j + 1]});
@@ -133,17 +140,32 @@ struct Int4Gemv {
 
 }  // namespace edge_awq
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, false>)
 int4_gemv_g128(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<128, 1>{a}.run();
+  edge_awq::Int4Gemv<128, 1, false>{a}.run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, true>)
+int4_gemv_g128_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<128, 1, true>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, false>)
 int4_gemv_g64_rows4(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, 1>{a}.run();
+  edge_awq::Int4Gemv<64, 1, false>{a}.run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2>)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, true>)
+int4_gemv_g64_rows4_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 1, true>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2, false>)
 int4_gemv_g64_rows8(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, 2>{a}.run();
+  edge_awq::Int4Gemv<64, 2, false>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2, true>)
+int4_gemv_g64_rows8_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 2, true>{a}.run();
 }

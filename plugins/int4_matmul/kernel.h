@@ -24,7 +24,7 @@ struct Int4Storage {
 
 // The tiles for so many rows of x. All fit the 99 KiB of shared memory of the smallest GPUs.
 using Int4Tile16 = TileShape<Int4Storage, 16, 1, 2, 5>;
-using Int4Tile32 = TileShape<Int4Storage, 32, 1, 2, 4>;
+using Int4Tile32 = TileShape<Int4Storage, 32, 1, 2, 5>;
 using Int4Tile64 = TileShape<Int4Storage, 64, 1, 1, 5>;
 using Int4Tile128 = TileShape<Int4Storage, 128, 2, 1, 4>;
 

@@ -19,8 +19,9 @@ inline Launch plan(const Int4MatMulArguments& a) {
   if (!a.qweight || !a.scales || !a.zero_points) return refused("a tensor of W is null");
   if (!is_aligned(a.qweight)) return refused("qweight at %p is not aligned to 16 bytes", a.qweight);
   if (a.rows > kGemvMaxRows) return tile_launch(tile_for(kInt4Tiles, a.rows), a);
-  const char* for_64 = a.rows <= 4 ? "int4_gemv_g64_rows4" : "int4_gemv_g64_rows8";
-  return gemv_launch(a.group_size == 128 ? "int4_gemv_g128" : for_64, a);
+  if (a.group_size == 128) return gemv_launch({"int4_gemv_g128", "int4_gemv_g128_normed"}, a);
+  if (a.rows <= 4) return gemv_launch({"int4_gemv_g64_rows4", "int4_gemv_g64_rows4_normed"}, a);
+  return gemv_launch({"int4_gemv_g64_rows8", "int4_gemv_g64_rows8_normed"}, a);
 }
 
 // What `a` needs with the splits it has, and the splits that suit a GPU; see linear_plan.h.

@@ -30,12 +30,15 @@ struct Int8Format : Int8Storage, LaneOrder {
 
   __device__ __forceinline__ static const void* weights(const Arguments& a) { return a.qweight; }
 
-  __device__ __forceinline__ static Grid grid(const Arguments& a, int row, int span) {
-    const int group_spans_log2 = a.group_size == 128;
-    const int groups = (a.K / kSpan + group_spans_log2) >> group_spans_log2;
-    const int64_t place = static_cast<int64_t>(row) * groups + (span >> group_spans_log2);
-    return {load_constant(a.scales + place), load_constant(a.zero_points + place)};
+  __device__ __forceinline__ static GridRow grid_row(const Arguments& a, int row) {
+    const int64_t first = static_cast<int64_t>(row) * ((a.K + a.group_size - 1) / a.group_size);
+    return {opaque(a.scales + first), opaque(a.zero_points + first)};
   }
+  __device__ __forceinline__ static Grid grid(const Arguments& a, const GridRow& row, int span) {
+    const int group = span >> (a.group_size == 128);
+    return {load_with_line(row.scales + group), load_with_line(row.zero_points + group)};
+  }
+  __device__ __forceinline__ static uint32_t zero(const Arguments&, const Grid& grid, int) { return grid.zeros; }
 
   __device__ __forceinline__ static Weights load(const Vector* piece, int lane) { return load_shared(piece + lane); }
 

@@ -198,6 +198,8 @@ def test_every_weight_is_read_once(rng, rows, kind):
     ({"splits": 3}, "splits = 3, but K = 128 has 1 stages"),
     ({"splits": 2, "K": 1024}, "splits = 2 without partial or finished"),
     ({"splits": 2, "rows": 8}, "splits = 2, but up to 8 rows are computed in one"),
+    ({"K": 1 << 21}, r"\[N, K\] = \[16, 2097152\]"),
+    ({"K": 1 << 20, "N": 1 << 18}, r"\[N, K\] = \[262144, 1048576\]"),
     ({"gated": 1, "N": 17}, "N = 17 is odd"),
     ({"activation": 9}, "activation = 9"),
     ({"qweight": 4104}, "qweight at 0x1008 is not aligned"),
@@ -209,8 +211,13 @@ def test_refusals_name_the_value(arguments, reason):
         call("edge_awq_int4_matmul", IntArguments(**pointers | shape | arguments))
 
 
-@pytest.mark.parametrize(("rows", "multiprocessors", "splits"), [
-    (8, 132, 1), (16, 132, 4), (16, 16, 1), (2048, 132, 1)])
-def test_splits_fill_the_gpu(rows, multiprocessors, splits):
-    arguments = Fp16Arguments(rows=rows, K=4096, N=4096, splits=1)
+@pytest.mark.parametrize(("rows", "N", "multiprocessors", "splits"), [
+    (8, 4096, 132, 1),  # a GEMV
+    (16, 4096, 132, 4),  # 32 tiles: one round
+    (16, 22016, 132, 3),  # 172 tiles: four rounds of a third each instead of two
+    (16, 4096, 16, 1),  # two full rounds as they are
+    (2048, 4096, 132, 1),
+])
+def test_splits_fill_the_gpu(rows, N, multiprocessors, splits):
+    arguments = Fp16Arguments(rows=rows, K=4096, N=N, splits=1)
     assert library().edge_awq_fp16_matmul_best_splits(ctypes.byref(arguments), multiprocessors) == splits
