@@ -4,6 +4,7 @@
       manifest.json        what it is, how it was made, and the sha256 and size of every other file
       model.onnx           the canonical graph; its large tensors are ranges of weights.safetensors
       weights.safetensors  every tensor, once
+      config.json          the source model's own, from which an export is written
       tokenizer.json ...   tokenizer, generation config and chat template of the source model
       engines/             the graph compiled for a runtime, here or on the device
 """
@@ -26,6 +27,7 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
+CONFIG = "config.json"
 ENGINES = "engines"
 BUILD_AGAIN = "build it again, or copy it again from where it was built"
 

@@ -71,11 +71,12 @@ def main() -> None:
               help="What to build for: a name of 'edge-awq targets', auto, or a profile.toml.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder.  [default: MODEL.bundle]")
 @click.option("--precision", type=click.Choice(["w4a16", "fp16"]), default="w4a16", show_default=True)
-@click.option("--recipe", type=click.Choice(["awq", "rtn"]), default="awq", show_default=True,
-              help="awq searches scales and clips; rtn only rounds.")
+@click.option("--recipe", type=click.Choice(["awq", "rtn", "best"]), default="awq",
+              show_default=True, help="awq searches scales and clips; best adds GPTQ rounding; rtn only rounds.")
 @click.option("--calibration", metavar="FILE|self", help="Text or jsonl file; 'self' lets the model write its own."
               "  [default: built-in text]")
 @click.option("--group-size", type=click.Choice(["128", "64"]), help="Weights that share a scale.  [default: target's]")
+@click.option("--head-bits", type=click.Choice(["4", "8", "16"]), help="Of the output head.  [default: target's]")
 @click.option("--symmetric", is_flag=True, help="No zero points: smaller kernels' work, a little less exact.")
 @click.option("--resume/--fresh", default=None, help="Insist on going on, or start over.  [default: go on if possible]")
 def build(**options: Any) -> None:
@@ -218,6 +219,25 @@ def inspect(bundle: Path, as_json: bool) -> None:
         click.echo(line)
 
 
+@main.command("export")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["autoawq", "compressed-tensors"]), required=True,
+              help="How its linears are packed.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new folder.")
+def export_checkpoint(bundle: Path, form: str, output: Path) -> None:
+    """Write BUNDLE as a quantized Hugging Face checkpoint, which vLLM and transformers read."""
+    from edge_awq.lazy import require
+
+    require("torch", "quantize")
+    from edge_awq.interop.export import export_bundle
+
+    progress = _progress()
+    written = export_bundle(bundle, form, output, progress)
+    for note in written.notes:
+        progress.note(note)
+    click.echo(f"{written.folder}: {written.linears} linears, {written.weights:,} weights equal to the bit", err=True)
+
+
 @main.command()
 def targets() -> None:
     """List what bundles can be built for, and mark what this machine is."""
@@ -284,11 +304,11 @@ def show(run: Path) -> None:
         click.echo(line)
 
 
-@log.command()
+@log.command("export")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(["md", "csv", "json", "llama-bench"]), default="md",
               show_default=True)
-def export(run: Path, kind: str) -> None:
+def export_run_log(run: Path, kind: str) -> None:
     """The requests of directory RUN as a table or as JSON."""
     from edge_awq.runner.logexport import export_run
     from edge_awq.runner.logread import read_run

@@ -37,15 +37,19 @@ def _short(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _describe_report(report: list[dict[str, Any]]) -> Iterator[str]:
-    """One line for each part: error of its output with plain rounding and with AWQ, and what was kept."""
+    """One line for each part: error of its output with plain rounding and with AWQ and GPTQ, and what was kept."""
     if not report:
         return
-    yield "  part          output error: rounding        AWQ   kept   clipped   ratios"
+    yield "  part          output error: rounding        AWQ       GPTQ   kept   clipped   ratios"
     for part in report:
+        if imported := part.get("imported"):
+            count = sum(imported.values())
+            yield f"  {part['name']:<14}imported: {len(imported)} linears, {count:,} weights equal to the bit"
+            continue
         ratios = " ".join(f"{fold['source']} {fold['ratio']:g}" for fold in part["folds"] if fold["ratio"] is not None)
         clipped = sum(part["clipped"].values())
         yield (f"  {part['name']:<14}{_error(part['loss_rtn']):>22}{_error(part['loss_awq']):>11}"
-               f"   {part['kept']:<5}{clipped:>9}   {ratios}")
+               f"{_error(part.get('loss_gptq')):>11}   {part['kept']:<5}{clipped:>9}   {ratios}")
 
 
 def _error(loss: float | None) -> str:

@@ -39,7 +39,8 @@ def plan_layout(decoder: Decoder, precision: str, quant: QuantSpec, context: int
         prefix = f"blocks.{index}"
         vectors = _vectors(decoder, stored, quantized=bits < 16)
         specs += [TensorSpec(f"{prefix}.{name}", "F32", (size,)) for name, size in vectors.items()]
-        specs += _by_kind([_matrix(f"{prefix}.{name}", config.linear_shape(name), bits, quant)
+        specs += _by_kind([_matrix(f"{prefix}.{name}", config.linear_shape(name),
+                                    16 if decoder.checkpoint.keeps_float(stored[f"{name}.weight"]) else bits, quant)
                            for name in family.linears])
     if head_bits < 16 or not decoder.tied_head:
         specs += _matrix("head", config.linear_shape("head"), head_bits, quant)
@@ -75,5 +76,10 @@ def _matrix(name: str, shape: tuple[int, int], bits: int, quant: QuantSpec) -> l
 
 
 def _by_kind(linears: list[list[TensorSpec]]) -> list[TensorSpec]:
-    """All packed values first, then all scales, then all zero points: neighbours of one kind read as one matrix."""
-    return [spec for kind in zip(*linears, strict=True) for spec in kind]
+    """All packed values first, then all scales, then all zero points: neighbours of one kind read as one matrix.
+
+    What is not packed comes before them.
+    """
+    packed = [specs for specs in linears if len(specs) > 1]
+    whole = [spec for specs in linears if len(specs) == 1 for spec in specs]
+    return [*whole, *(spec for kind in zip(*packed, strict=True) for spec in kind)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.metadata
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,17 +20,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from edge_awq import __version__
-from edge_awq.bundle import GRAPH, WEIGHTS, Bundle, Manifest, hash_file
+from edge_awq.bundle import CONFIG, GRAPH, WEIGHTS, Bundle, Manifest, hash_file
 from edge_awq.engine import NOT_YET, ON_DEVICE, load_runtime
+from edge_awq.errors import EdgeAwqError
 from edge_awq.export.graph import build_graph
 from edge_awq.export.ops import CONTRACT_VERSION
+from edge_awq.interop.block import bundle_group_size, head_is_packed, import_block, import_head
+from edge_awq.interop.checkpoint import PackedCheckpoint
 from edge_awq.layout import plan_layout
 from edge_awq.model.decoder import Decoder, embed_tokens, load_decoder
 from edge_awq.model.rope import rope_tables
 from edge_awq.model.source import Source, resolve_source
 from edge_awq.model.tokenizer import copy_tokenizer
 from edge_awq.progress import Progress, Quiet
-from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head, to_half
+from edge_awq.quantize.awq import QuantizedBlock, QuantizeSettings, quantize_block, quantize_head, to_half
 from edge_awq.quantize.calibrate import BUILT_IN, OWN, Calibration, CalibrationSpec, calibrate
 from edge_awq.target import QuantSpec, Target, find_target
 from edge_awq.weights import TensorSpec, WeightsWriter
@@ -47,9 +51,10 @@ class BuildRequest:
         model: a folder or a hub id.
         output: the bundle's folder.
         precision: "w4a16" or "fp16".
-        recipe: "awq" or "rtn".
+        recipe: "awq", "rtn" or "best".
         calibration: None for the built-in text, "self", or a txt or jsonl file.
         resume: True insists on going on, False starts over, None goes on where it can.
+        group_size: as it was asked for; None leaves it to the target, or to the checkpoint where that is quantized.
     """
 
     model: str
@@ -60,19 +65,23 @@ class BuildRequest:
     calibration: str | None
     quant: QuantSpec
     resume: bool | None
+    group_size: int | None = None
 
     @classmethod
     def from_options(cls, model: str, **options: Any) -> BuildRequest:
         """From the options of ``edge-awq build``; what was not given comes from the target's profile."""
         target = find_target(options["target"])
         quant = target.quant
-        if options["group_size"]:
-            quant = dataclasses.replace(quant, group_size=int(options["group_size"]))
+        group_size = int(options["group_size"]) if options["group_size"] else None
+        if group_size:
+            quant = dataclasses.replace(quant, group_size=group_size)
+        if options["head_bits"]:
+            quant = dataclasses.replace(quant, head_bits=int(options["head_bits"]))
         if options["symmetric"]:
             quant = dataclasses.replace(quant, symmetric=True)
         output = options["output"] or Path(f"{Path(model.partition('@')[0]).name}.bundle")
         return cls(model, target, output, options["precision"], options["recipe"], options["calibration"], quant,
-                   options["resume"])
+                   options["resume"], group_size)
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
         load_runtime(request.target.kind)  # an unknown kind is refused before the work starts
     with workspace as work:
         copy_tokenizer(plan.source.folder, work.folder)
+        shutil.copyfile(plan.source.folder / CONFIG, work.folder / CONFIG)  # what an export is written from
         calibration = _calibrate(plan, work, progress)
         with WeightsWriter(work.folder / WEIGHTS, _layout(plan)) as weights:
             _store_weights(plan, _Store(work, weights), calibration.ids, progress)
@@ -117,11 +127,35 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
 def _plan(request: BuildRequest) -> _Plan:
     source = resolve_source(request.model)
     decoder = load_decoder(source.folder)
+    if isinstance(decoder.checkpoint, PackedCheckpoint):
+        request = _import_request(request, decoder)
     context = min(request.target.limits.max_context, decoder.config.max_positions)
     settings = QuantizeSettings(request.precision, request.recipe, request.quant)
     plan = _Plan(request, source, decoder, context, settings)
     _layout(plan)  # a matrix that no group size divides is known before the work starts
     return plan
+
+
+def _import_request(request: BuildRequest, decoder: Decoder) -> BuildRequest:
+    """The request as a quantized checkpoint decides it; the head, where that is not packed, is rounded plainly.
+
+    Raises:
+        EdgeAwqError: the options ask for something else than the checkpoint holds.
+    """
+    layout, size = decoder.checkpoint.layout, bundle_group_size(decoder.checkpoint)
+    wrong = {
+        f"--precision {request.precision}": request.precision != "w4a16",
+        f"--group-size {request.group_size}": request.group_size not in (None, size),
+        "--symmetric": request.quant.symmetric and not (layout.symmetric or request.target.quant.symmetric),
+    }
+    for option, contradicts in wrong.items():
+        if contradicts:
+            raise EdgeAwqError(f"{option} contradicts the checkpoint: {layout.name}, 4 bits, group size "
+                               f"{layout.group_size}, {'symmetric' if layout.symmetric else 'with zero points'}",
+                               hint="leave the option out, or give the original 16-bit checkpoint")
+    quant = dataclasses.replace(request.quant, group_size=size, symmetric=layout.symmetric,
+                                **({"head_bits": 4} if head_is_packed(decoder) else {}))
+    return dataclasses.replace(request, recipe="rtn", quant=quant)
 
 
 def _layout(plan: _Plan) -> list[TensorSpec]:
@@ -185,14 +219,28 @@ def _store_weights(plan: _Plan, store: _Store, ids: Tensor, progress: Progress) 
                 tensors, hidden = _first_unit(plan, ids)
                 store.finish(tensors, None, hidden)
             elif unit <= num_blocks:
-                block, hidden = quantize_block(plan.decoder, unit - 1, hidden, plan.settings)
+                block, hidden = _make_block(plan, unit - 1, hidden)
                 prefix = f"blocks.{unit - 1}."
                 tensors = {prefix + name: tensor for name, tensor in block.tensors.items()}
                 store.finish(tensors, dataclasses.asdict(block.report), hidden)
             else:
-                head = quantize_head(plan.decoder, hidden, plan.settings)
+                head = _make_head(plan, hidden)
                 store.finish(head.tensors, dataclasses.asdict(head.report), None)
             advance(1)
+
+
+def _make_block(plan: _Plan, index: int, hidden: Tensor | None) -> tuple[QuantizedBlock, Tensor | None]:
+    """Block ``index``: imported from a checkpoint that is quantized already, else quantized."""
+    if isinstance(plan.decoder.checkpoint, PackedCheckpoint):
+        return import_block(plan.decoder, index), None
+    return quantize_block(plan.decoder, index, hidden, plan.settings)
+
+
+def _make_head(plan: _Plan, hidden: Tensor | None) -> QuantizedBlock:
+    """The same for the head."""
+    if head_is_packed(plan.decoder):
+        return import_head(plan.decoder)
+    return quantize_head(plan.decoder, hidden, plan.settings)
 
 
 def _first_unit(plan: _Plan, ids: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -226,6 +274,8 @@ def _manifest(plan: _Plan, work: Workspace, calibration: Calibration, engine: di
         sequences, tokens = calibration.ids.shape
         quant = {"recipe": request.recipe, **dataclasses.asdict(request.quant),
                  "calibration": f"{calibration.source}, {sequences} x {tokens} tokens"}
+    if isinstance(checkpoint := plan.decoder.checkpoint, PackedCheckpoint):
+        quant |= {"recipe": f"import of {checkpoint.layout.name}", "calibration": "none"}
     return Manifest(
         name=request.output.stem,
         source=plan.source.name,

@@ -15,6 +15,7 @@ from edge_awq.target import QuantSpec
 from stored import StoredDecoder
 
 AWQ = QuantizeSettings("w4a16", "awq", QuantSpec(group_size=128, symmetric=False, head_bits=8))
+BEST = QuantizeSettings("w4a16", "best", QuantSpec(group_size=128, symmetric=False, head_bits=8))
 RTN = QuantizeSettings("w4a16", "rtn", QuantSpec(group_size=128, symmetric=False, head_bits=8))
 
 

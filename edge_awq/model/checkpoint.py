@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +18,8 @@ LAYOUTS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
+ALONE = ("*.safetensors", "*.pt")  # older GPTQ tools and llm-awq: one file, of any name
+PICKLES = (".bin", ".pt")
 DOWNLOAD_AGAIN = "download the checkpoint again"
 
 
@@ -43,6 +45,15 @@ class Checkpoint:
         return name in self._shapes
 
     @property
+    def names(self) -> Collection[str]:
+        """Every tensor that the files hold."""
+        return self._shapes.keys()
+
+    def keeps_float(self, name: str) -> bool:
+        """Whether a quantized checkpoint left this weight unquantized on purpose; here nothing is quantized yet."""
+        return False
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """The shards, each once."""
         return tuple(sorted(set(self._shards.values())))
@@ -57,20 +68,34 @@ class Checkpoint:
         Raises:
             EdgeAwqError: a tensor is missing, cut short, or holds NaN or infinity.
         """
-        by_shard: dict[Path, list[str]] = defaultdict(list)
-        for name in names:
-            if name not in self._shards:
-                raise EdgeAwqError(f"{self.folder}: tensor '{name}' is missing", hint=DOWNLOAD_AGAIN)
-            by_shard[self._shards[name]].append(name)
         tensors = {}
-        for shard, wanted in by_shard.items():
-            for name, tensor in _read(shard, wanted).items():
+        for shard, wanted in self._by_shard(names).items():
+            for name, tensor in _read(shard, wanted, torch.float32).items():
                 if not torch.isfinite(tensor).all():
                     bad = int((~torch.isfinite(tensor)).sum())
                     raise EdgeAwqError(f"{shard}: tensor '{name}' holds {bad} values that are NaN or infinite",
                                        hint="the checkpoint is damaged, or saved in too small a type; get another copy")
                 tensors[name] = tensor
         return tensors
+
+    def read_stored(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """Copies of the named tensors as they are stored, whatever they hold.
+
+        Raises:
+            EdgeAwqError: a tensor is missing, or cut short.
+        """
+        tensors = {}
+        for shard, wanted in self._by_shard(names).items():
+            tensors |= _read(shard, wanted, None)
+        return tensors
+
+    def _by_shard(self, names: Iterable[str]) -> dict[Path, list[str]]:
+        by_shard: dict[Path, list[str]] = defaultdict(list)
+        for name in names:
+            if name not in self._shards:
+                raise EdgeAwqError(f"{self.folder}: tensor '{name}' is missing", hint=DOWNLOAD_AGAIN)
+            by_shard[self._shards[name]].append(name)
+        return by_shard
 
 
 def _find_shards(folder: Path) -> dict[Path, set[str] | None]:
@@ -80,6 +105,9 @@ def _find_shards(folder: Path) -> dict[Path, set[str] | None]:
             return {folder / single: None}
         if (folder / index).is_file():
             return _read_index(folder / index)
+    alone = [path for pattern in ALONE for path in folder.glob(pattern)]
+    if len(alone) == 1:
+        return {alone[0]: None}
     expected = ", ".join(name for layout in LAYOUTS for name in layout)
     raise EdgeAwqError(f"{folder}: no weights; looked for {expected}", hint="download the checkpoint completely")
 
@@ -103,7 +131,7 @@ def _read_index(path: Path) -> dict[Path, set[str] | None]:
 
 
 def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
-    if shard.suffix == ".bin":
+    if shard.suffix in PICKLES:
         return {name: tuple(tensor.shape) for name, tensor in _load_pickle(shard).items()}
     try:
         with safe_open(shard, framework="pt") as file:
@@ -112,13 +140,15 @@ def _shapes(shard: Path) -> dict[str, tuple[int, ...]]:
         raise EdgeAwqError(f"{shard}: not a whole safetensors file ({error})", hint=DOWNLOAD_AGAIN) from error
 
 
-def _read(shard: Path, names: list[str]) -> dict[str, torch.Tensor]:
-    if shard.suffix == ".bin":
+def _read(shard: Path, names: list[str], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """Copies as ``dtype``, or as they are stored."""
+    if shard.suffix in PICKLES:
         tensors = _load_pickle(shard)
-        return {name: tensors[name].to(torch.float32, copy=True) for name in names}
+        return {name: tensors[name].to(dtype or tensors[name].dtype, copy=True) for name in names}
     try:
         with safe_open(shard, framework="pt") as file:
-            return {name: file.get_tensor(name).to(torch.float32, copy=True) for name in names}
+            tensors = ((name, file.get_tensor(name)) for name in names)
+            return {name: tensor.to(dtype or tensor.dtype, copy=True) for name, tensor in tensors}
     except (SafetensorError, OSError) as error:
         raise EdgeAwqError(f"{shard}: cannot be read ({error})", hint=DOWNLOAD_AGAIN) from error
 

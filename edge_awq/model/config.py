@@ -131,12 +131,6 @@ def read_config(folder: Path) -> tuple[Family, DecoderConfig]:
     if not isinstance(raw, dict):
         raise EdgeAwqError(f"{path}: a JSON object is expected", hint="download the file again")
     family = find_family(raw)
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise EdgeAwqError(
-            f"{path}: the checkpoint is quantized already (quant_method '{method}')",
-            hint="give the original 16-bit checkpoint",
-        )
     return family, parse_config(raw, family)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from edge_awq.interop.checkpoint import open_checkpoint
 from edge_awq.model.alibi import alibi_slopes
 from edge_awq.model.checkpoint import Checkpoint
 from edge_awq.model.config import DecoderConfig, read_config
@@ -100,7 +101,7 @@ def load_decoder(folder: Path) -> Decoder:
         EdgeAwqError: something is missing, damaged, of an unknown family, or of a shape that config.json denies.
     """
     family, config = read_config(folder)
-    decoder = Decoder(folder, family, config, Checkpoint(folder))
+    decoder = Decoder(folder, family, config, open_checkpoint(folder))
     checkpoint = decoder.checkpoint
     outer = {"embed": config.linear_shape("embed"), "final_norm": (config.hidden_size,)}
     if "positions" in family.names:

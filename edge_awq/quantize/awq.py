@@ -25,7 +25,7 @@ from edge_awq.quantize.unit import Trial, Unit, choose, quantize_unit
 from edge_awq.target import QuantSpec
 
 PRECISIONS = ("w4a16", "fp16")
-RECIPES = ("awq", "rtn")
+RECIPES = ("awq", "rtn", "best")
 SEARCH_TOKENS = 512  # out of all calibration text: on these the scales of the MLP and of single linears are judged
 HEAD_TOKENS = 256  # the same for the head, whose outputs are many
 TRIAL_WORK = 5e10  # multiplications when a block with AWQ is held against one with plain rounding: about a second
@@ -33,7 +33,7 @@ TRIAL_WORK = 5e10  # multiplications when a block with AWQ is held against one w
 
 @dataclass(frozen=True)
 class QuantizeSettings:
-    """precision: w4a16, or fp16 (nothing is quantized); recipe: awq, or rtn for plain rounding, which needs no text."""
+    """precision: w4a16, or fp16 (nothing is quantized); recipe: awq, best (GPTQ on top), or rtn (needs no text)."""
 
     precision: str
     recipe: str
@@ -49,7 +49,12 @@ class QuantizeSettings:
     @property
     def needs_calibration(self) -> bool:
         """Whether the hidden states of calibration text have to be given."""
-        return self.precision == "w4a16" and self.recipe == "awq"
+        return self.precision == "w4a16" and self.recipe != "rtn"
+
+    @property
+    def hessians(self) -> bool:
+        """Whether the correlations of all input channels are needed, for GPTQ."""
+        return self.recipe == "best"
 
     @property
     def head_bits(self) -> int:
@@ -96,7 +101,7 @@ def quantize_block(
     if not settings.needs_calibration:
         return QuantizedBlock(plain.tensors(), BlockReport(name, "rtn", clipped=plain.clipped)), None
     generator = torch.Generator().manual_seed(settings.seed + index)
-    stats, outputs = _observe(unit, hidden, generator)
+    stats, outputs = _observe(unit, hidden, generator, settings.hessians)
     tokens = beginning(hidden, sum(tensor.numel() for tensor in weights.values()), TRIAL_WORK)
     judge = _BlockJudge(config, index, unit, hidden, generator)
     kept, report = choose(unit, plain, stats, judge, Trial(hidden[:, :tokens], outputs[:, :tokens]))
@@ -108,10 +113,10 @@ def _run_block(config: DecoderConfig, index: int, x: torch.Tensor, weights: Weig
 
 
 def _observe(
-    unit: Unit, hidden: torch.Tensor, generator: torch.Generator
+    unit: Unit, hidden: torch.Tensor, generator: torch.Generator, hessians: bool
 ) -> tuple[dict[str, InputStats], torch.Tensor]:
     """Statistics of every input in the unit, and its outputs; one sequence at a time, so that memory stays small."""
-    observer = unit.observer(_sample(hidden, SEARCH_TOKENS, generator))
+    observer = unit.observer(_sample(hidden, SEARCH_TOKENS, generator), hessians)
     outputs = torch.empty_like(hidden)
     for sequence, x in enumerate(hidden.split(1)):
         outputs[sequence] = unit.forward(x, unit.weights, observer.linear)[0]
@@ -174,7 +179,7 @@ def quantize_head(decoder: Decoder, hidden: torch.Tensor | None, settings: Quant
         return QuantizedBlock(plain.tensors(), BlockReport("head", "rtn", clipped=plain.clipped))
     generator = torch.Generator().manual_seed(settings.seed + decoder.config.num_layers)
     sampled = _sample(hidden, HEAD_TOKENS, generator)
-    observer = unit.observer(sampled)
+    observer = unit.observer(sampled, settings.hessians and settings.head_bits == 4)  # 255 levels need no feedback
     for x in hidden.split(1):
         observer.count("head", norm(decoder.config, "final_norm", x, weights))
     inputs = hidden.flatten(0, 1)[sampled][None]

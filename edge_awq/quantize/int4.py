@@ -111,12 +111,14 @@ def quantize(
     weight: torch.Tensor,
     grid: IntGrid,
     ranges: tuple[torch.Tensor, torch.Tensor] | None = None,
+    integers: torch.Tensor | None = None,
 ) -> tuple[PackedLinear, int]:
     """Quantize ``weight`` [N, K] float32 of the linear ``name``; also returns how many weights were clipped.
 
     Args:
         ranges: low and high of every group, each [N, K/g]; by default the smallest and the largest weight, which
             clips nothing.
+        integers: uint8 [N, K] that were chosen for these ranges; by default the nearest.
 
     Raises:
         EdgeAwqError: a scale lies beyond fp16.
@@ -131,11 +133,11 @@ def quantize(
         if float(scale.max()) > HALF_MAX:
             raise EdgeAwqError(f"{name}: weights up to {float(groups.abs().max()):.3g} need a scale beyond fp16",
                                hint="the checkpoint is damaged; get another copy")
-        integers = (groups / scale[..., None]).round_().add_(zero[..., None])
+        nearest = (groups / scale[..., None]).round_().add_(zero[..., None])
         if ranges is not None:
-            clipped += int(((integers < 0) | (integers > grid.top)).sum())
-        integers = integers.clamp_(0, grid.top).to(torch.uint8).flatten(1)
-        parts.append((_pack(integers, grid), scale.half(), _pack(zero.to(torch.uint8), grid)))
+            clipped += int(((nearest < 0) | (nearest > grid.top)).sum())
+        chosen = nearest.clamp_(0, grid.top).to(torch.uint8).flatten(1) if integers is None else integers[chunk]
+        parts.append((_pack(chosen, grid), scale.half(), _pack(zero.to(torch.uint8), grid)))
     qweight, scales, zero_points = (torch.cat(column) for column in zip(*parts, strict=True))
     return PackedLinear(qweight, scales, zero_points, grid.bits, grid.group_size), clipped
 

@@ -30,12 +30,15 @@ class BlockReport:
 
     Attributes:
         name: "blocks.0", "head".
-        kept: "awq", "rtn" (plain rounding) or "fp16" (not quantized).
+        kept: "awq", "gptq" (AWQ's scales, GPTQ's rounding), "rtn" (plain rounding), "fp16" (not quantized) or "import"
+            (quantized by another tool).
         loss_rtn: squared error of the output with plain rounding, relative to the output's square: mean over some
             tokens of the calibration text; None where it was not measured.
         loss_awq: the same with AWQ's scales and ranges.
         folds: what the scale search chose.
         clipped: per linear, how many of its weights lie outside the range that was kept.
+        imported: per linear, how many of its weights were taken over and found equal to the bit, which is all of them.
+        loss_gptq: the same as loss_awq with AWQ's scales and GPTQ's rounding; None where it was not tried.
     """
 
     name: str
@@ -44,3 +47,5 @@ class BlockReport:
     loss_awq: float | None = None
     folds: tuple[FoldReport, ...] = ()
     clipped: dict[str, int] = field(default_factory=dict)
+    imported: dict[str, int] = field(default_factory=dict)
+    loss_gptq: float | None = None

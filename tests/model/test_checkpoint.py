@@ -193,7 +193,7 @@ def test_more_layers_in_config_than_in_the_weights(folder):
     ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small'"),
     ({"sliding_window": "wide"}, "sliding_window = 'wide'"),
     ({"sliding_window": 4, "layer_types": ["full_attention"]}, "layer_types has 1 entries"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantized already"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantized already"),
 ])
 def test_config_that_cannot_be(folder, changes, word):
     edit_config(folder, **changes)

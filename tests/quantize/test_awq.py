@@ -15,7 +15,7 @@ from edge_awq.model.folds import fold_groups, has_act_scale
 from edge_awq.quantize.awq import QuantizeSettings, quantize_block, quantize_head, to_half
 from edge_awq.quantize.unit import fold_scales, requantize
 from edge_awq.target import QuantSpec
-from quantized import AWQ, RTN, quantize_model
+from quantized import AWQ, BEST, RTN, quantize_model
 from tiny import ARCHITECTURES, UNGROUPED, make_tiny
 
 FP16 = QuantizeSettings("fp16", "awq", AWQ.quant)
@@ -65,7 +65,7 @@ def test_folding_leaves_the_function_as_it_was(tmp_path, architecture):
 
 
 @pytest.mark.parametrize("head_bits", [4, 8, 16])
-@pytest.mark.parametrize("settings", [AWQ, RTN, FP16], ids=["awq", "rtn", "fp16"])
+@pytest.mark.parametrize("settings", [AWQ, BEST, RTN, FP16], ids=["awq", "best", "rtn", "fp16"])
 @pytest.mark.parametrize("architecture", ["llama-biased", "qwen2", "mpt", "falcon-biased", "opt", "gemma3"])
 def test_the_tensors_are_those_of_the_planned_layout(tmp_path, architecture, settings, head_bits):
     decoder = make(tmp_path, architecture)
@@ -109,6 +109,16 @@ def test_outliers_behind_a_plain_activation_are_scaled_down(tmp_path, architectu
     assert scale[large].median() < scale[~large].median()
 
 
+@pytest.mark.parametrize("architecture", ["llama2", "llama-biased", "qwen2", "falcon-biased", "mpt"])
+def test_best_keeps_the_best_of_three(tmp_path, architecture):
+    decoder = make(tmp_path, architecture)
+    reports = quantize_model(decoder, token_ids(decoder), with_head(BEST, 4)).reports
+    for report in reports:
+        losses = {"gptq": report.loss_gptq, "awq": report.loss_awq, "rtn": report.loss_rtn}
+        assert losses[report.kept] == min(losses.values())
+    assert "gptq" in {report.kept for report in reports}
+
+
 def test_the_worse_candidate_is_not_kept(tmp_path, monkeypatch):
     """Ranges that cut everything away make AWQ the worse one."""
     decoder = make(tmp_path)
@@ -148,7 +158,9 @@ def test_reported_losses_are_those_of_what_is_stored(tmp_path):
     hidden = F.embedding(ids, decoder.embed())
     expected = run_block(decoder.config, 0, decoder.block(0), hidden)
     report = quantize_block(decoder, 0, hidden, AWQ)[0].report
-    for settings, loss in ((AWQ, report.loss_awq), (RTN, report.loss_rtn)):
+    best = quantize_block(decoder, 0, hidden, BEST)[0].report
+    assert (best.kept, best.loss_awq) == ("gptq", report.loss_awq)
+    for settings, loss in ((AWQ, report.loss_awq), (RTN, report.loss_rtn), (BEST, best.loss_gptq)):
         meant = quantize_model(decoder, ids, settings).decoder
         error = (run_block(decoder.config, 0, meant.block(0), hidden) - expected).double()
         assert loss == pytest.approx(float((error.square().sum(-1) / expected.square().sum(-1)).mean()), rel=1e-4)
@@ -162,8 +174,9 @@ def test_outputs_are_the_full_precision_inputs_of_the_next_block(tmp_path):
     assert torch.allclose(outputs, expected, rtol=1e-4, atol=1e-5)  # float32, other batch shapes
 
 
+@pytest.mark.parametrize("settings", [AWQ, BEST], ids=["awq", "best"])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_two_runs_give_the_same_bits_wherever_the_input_lies_in_memory(tmp_path, threads):
+def test_two_runs_give_the_same_bits_wherever_the_input_lies_in_memory(tmp_path, threads, settings):
     torch.set_num_threads(threads)
     decoder = make(tmp_path, num_hidden_layers=1)
     hidden = F.embedding(token_ids(decoder), decoder.embed())
@@ -171,8 +184,8 @@ def test_two_runs_give_the_same_bits_wherever_the_input_lies_in_memory(tmp_path,
     runs = []
     for x in (hidden, moved):
         torch.rand(7)  # what others draw must not matter
-        block, outputs = quantize_block(decoder, 0, x, AWQ)
-        head = quantize_head(decoder, outputs, AWQ)
+        block, outputs = quantize_block(decoder, 0, x, settings)
+        head = quantize_head(decoder, outputs, settings)
         runs.append((block.tensors | head.tensors | {"outputs": outputs}, block.report, head.report))
     first, second = runs
     assert first[1:] == second[1:]

@@ -7,7 +7,7 @@ import torch
 
 from edge_awq.model.decoder import load_decoder, logits
 from injection import inject_outliers
-from quantized import AWQ, RTN, divergence, quantize_model
+from quantized import AWQ, BEST, RTN, divergence, quantize_model
 from tiny import make_tiny
 
 FACTORS = (30.0, 100.0)
@@ -57,6 +57,11 @@ def test_outliers_hurt_plain_rounding(kl, factor):
 @pytest.mark.parametrize("factor", FACTORS)
 def test_awq_undoes_what_outliers_do_to_plain_rounding(kl, factor):
     assert kl(factor, AWQ) <= BACK_TO_NATURAL * kl(1.0, RTN)
+
+
+@pytest.mark.parametrize("factor", [1.0, *FACTORS])
+def test_gptq_rounding_is_better_than_awq_alone(kl, factor):
+    assert kl(factor, BEST) < kl(factor, AWQ)  # random tokens and weights correlate little: 0.81 at 100
 
 
 def test_awq_is_better_than_plain_rounding_without_outliers_too(kl):
