@@ -1,12 +1,27 @@
 """Package metadata and extras; pyproject.toml holds only the build system and tool settings."""
 
 import re
+import sysconfig
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "edge_awq/__init__.py").read_text(encoding="utf-8"))[1]
+# Built beforehand, if at all: python plugins/build_kernels.py library -o edge_awq/lib. Installing needs no compiler.
+LIBRARY = "libedge_awq_plugins.so"
+
+
+class Wheel(bdist_wheel):
+    """With the plugin library inside, a wheel is for one kind of machine, whatever the Python."""
+
+    def get_tag(self):
+        if not any(Path(self.bdist_dir).rglob(LIBRARY)):
+            return super().get_tag()
+        platform = self.plat_name if self.plat_name_supplied else sysconfig.get_platform()
+        return "py3", "none", platform.replace("-", "_").replace(".", "_")
+
 
 setup(
     name="edge-awq",
@@ -18,8 +33,9 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["edge_awq*"]), "edge_awq.profiles"],
     package_dir={"edge_awq.profiles": "profiles"},
+    cmdclass={"bdist_wheel": Wheel},
     package_data={
-        "edge_awq": ["shapes.toml"],
+        "edge_awq": ["lib/*.so", "shapes.toml"],
         "edge_awq.model": ["families/*.toml"],
         "edge_awq.quantize": ["text/*.txt"],
         "edge_awq.profiles": ["*.toml"],

@@ -3,6 +3,7 @@
 
     build_kernels.py cubins -o DIR    one cubin per kernel file and architecture, and PTX for newer GPUs
     build_kernels.py cpu -o DIR       libedge_awq_kernels_cpu.so, with any C++17 compiler
+    build_kernels.py library -o DIR   libedge_awq_plugins.so with all cubins and PTX inside; --arch aarch64 for a Jetson
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,14 +124,31 @@ def compile_cpp(source: Path, library: Path) -> Path:
     return library
 
 
+def build(what: str, folder: Path, machine: str) -> list[Path]:
+    """``what`` is the command line's; the files that were written.
+
+    Raises:
+        BuildError: as the functions above and build_library.build_library() do.
+    """
+    if what == "cubins":
+        return build_cubins(folder)
+    if what == "cpu":
+        return [build_cpu(folder)]
+    from build_library import build_library  # which imports this module
+
+    with tempfile.TemporaryDirectory() as work:
+        return [build_library(folder, build_cubins(Path(work)), machine)]
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("cubins", "cpu"))
+    parser.add_argument("what", choices=("cubins", "cpu", "library"))
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--arch", default=os.uname().machine, help="the library's machine: x86_64 or aarch64")
     arguments = parser.parse_args()
     try:
-        built = build_cubins(arguments.output) if arguments.what == "cubins" else [build_cpu(arguments.output)]
+        built = build(arguments.what, arguments.output, arguments.arch)
     except BuildError as error:
         sys.exit(f"Error: {error}")
     sys.stdout.writelines(f"{path}\n" for path in built)

@@ -20,6 +20,9 @@
 // and maxima of the softmax are held as well as y: rescaling needs no exchange. As weights of the second product they
 // must lie as (query row) x (keys 2 * quarter + {0, 8}, {1, 9}): one exchange within the warp.
 //
+// A split gives each warp at least one tile of keys; of a short cache some splits have none, and their blocks return at
+// once. So one grid, fixed in a CUDA graph, serves every length.
+//
 // Sums are fp32; the weights, 0 to 1, are rounded to fp16, and it is the rounded ones that are added up. Warps are
 // merged in shared memory, splits by the block that finishes last, always in the same order: same input, same bits.
 #include "../common/device.h"
@@ -31,10 +34,12 @@ constexpr int kKeyTile = 16;
 constexpr float kNothingSeen = -1e30f;  // a maximum below any score, and finite: its difference to itself is 0
 constexpr float kLog2E = 1.44269504f;
 
-template <int D>
+// kAdjusted: with slopes or a soft-cap.
+template <int D, bool kAdjusted>
 struct DecodeAttention {
   static constexpr int kChunks = (D + 31) / 32;  // of a key
   static constexpr int kPanels = (D + 63) / 64;  // of a value
+  static constexpr int kAhead = kAdjusted && D > 128 ? kPanels - 1 : kPanels;  // loaded before the keys are used
   static constexpr int kMaxTiles = D <= 128 ? kMaxQueryTiles : kMaxWideQueryTiles;
 
   // A softmax under way, of 8 query rows over some of the keys. Exponents are powers of two.
@@ -43,9 +48,12 @@ struct DecodeAttention {
   };
 
   // First the rotated queries, then, when all warps hold theirs in registers, what the warps have found.
-  union Shared {
-    Half queries[kMaxTiles * kQueryTile][D];
-    Partial warps[kMaxTiles];
+  struct Shared {
+    union {
+      Half queries[kMaxTiles * kQueryTile][D];
+      Partial warps[kMaxTiles];
+    };
+    float slopes[kMaxTiles * kQueryTile];  // of the query rows, times log2 e
   };
 
   // What a lane holds of one: of query rows 2 * quarter and the next, the keys and the d that lie with it.
@@ -69,13 +77,15 @@ struct DecodeAttention {
 
   const int past = static_cast<int>(*a.past_length), length = at_most(past + a.tokens, a.capacity);
   const int first_visible = a.window && past + 1 > a.window ? past + 1 - a.window : 0;
-  const int split_keys = ((length - first_visible + kKeyTile - 1) / kKeyTile + a.splits - 1) / a.splits * kKeyTile;
+  const int key_tiles = (length - first_visible + kKeyTile - 1) / kKeyTile;
+  const int split_keys = at_least((key_tiles + a.splits - 1) / a.splits, slices) * kKeyTile;
   const int first_key = at_most(first_visible + split * split_keys, length);
   const int end_key = at_most(first_key + split_keys, length);
   Half* const keys = a.key_cache + static_cast<int64_t>(kv_head) * a.capacity * D;
   Half* const values = a.value_cache + static_cast<int64_t>(kv_head) * a.capacity * D;
 
   __device__ __forceinline__ static int at_most(int value, int most) { return value < most ? value : most; }
+  __device__ __forceinline__ static int at_least(int value, int least) { return value > least ? value : least; }
 
   // Value d of a head, rotated to a position: pairs lie rotary_size / 2 apart.
   __device__ __forceinline__ float rotated(const Half* head, int d, int position) const {
@@ -113,6 +123,19 @@ struct DecodeAttention {
     return exists ? *reinterpret_cast<const Vector*>(rows + static_cast<int64_t>(key) * D + d) : Vector{0, 0, 0, 0};
   }
 
+  // Scores between -softcap and softcap; of scores and results times log2 e. 1 - 2 / (1 + e^2x) is tanh x, within
+  // 2^-21 of 1.
+  __device__ __forceinline__ float capped(float score) const {
+    const float cap = a.softcap * kLog2E;
+    const float growth = power_of_two(score * (2.0f * kLog2E * reciprocal(cap)));
+    return multiply_add(-2.0f * cap, reciprocal(1.0f + growth), cap);
+  }
+
+  __device__ __forceinline__ void load_slopes(Shared& shared) const {
+    for (int i = threadIdx.x; i < tiles * kQueryTile; i += blockDim.x)
+      shared.slopes[i] = a.slopes ? a.slopes[kv_head * share + (first_row + i) % share] * kLog2E : 0.0f;
+  }
+
   // Powers of two of the scores of 16 keys: scores[i] is that of key first + row + 8 * (i / 2) and the lane's query
   // i % 2, and minus infinity where the query does not see the key.
   __device__ __forceinline__ void score(int first, const Vector (&queries)[kChunks], float (&scores)[4]) const {
@@ -125,11 +148,16 @@ struct DecodeAttention {
       for (int i = 0; i < 4; i += 2)
         multiply_16x8x16(scores, {upper[chunk].word[i], lower[chunk].word[i], upper[chunk].word[i + 1],
                                   lower[chunk].word[i + 1]}, {queries[chunk].word[i], queries[chunk].word[i + 1]});
+    const float* const slopes = block_shared<Shared>().slopes + tile * kQueryTile + 2 * quarter;
+    for (int i = 0; i < 4; ++i) scores[i] *= a.scale * kLog2E;
+    if (kAdjusted && a.softcap != 0.0f)
+      for (int i = 0; i < 4; ++i) scores[i] = capped(scores[i]);
     for (int i = 0; i < 4; ++i) {
       const int key = first + row + 8 * (i / 2);
       const int position = past + (first_row + tile * kQueryTile + 2 * quarter + i % 2) / share;
+      if (kAdjusted) scores[i] = multiply_add(slopes[i % 2], static_cast<float>(key - position), scores[i]);
       const bool visible = key < end_key && key <= position && (a.window == 0 || key > position - a.window);
-      scores[i] = visible ? scores[i] * (a.scale * kLog2E) : minus_infinity();
+      if (!visible) scores[i] = minus_infinity();
     }
   }
 
@@ -168,16 +196,21 @@ struct DecodeAttention {
     }
   }
 
+  __device__ __forceinline__ void load_values(int first, int panel, int end, Vector (&loaded)[kPanels][4]) const {
+    for (; panel < end; ++panel)
+      for (int i = 0; i < 4; ++i)
+        loaded[panel][i] = load(values, first + 2 * quarter + i / 2 + i % 2 * 8, end_key, 64 * panel + 8 * row);
+  }
+
   // This warp's share of the split.
   __device__ __forceinline__ void attend(const Vector (&queries)[kChunks], LanePartial& partial) const {
     #pragma unroll 1
     for (int first = first_key + slice * kKeyTile; first < end_key; first += slices * kKeyTile) {
       Vector loaded[kPanels][4];
-      for (int panel = 0; panel < kPanels; ++panel)
-        for (int i = 0; i < 4; ++i)
-          loaded[panel][i] = load(values, first + 2 * quarter + i / 2 + i % 2 * 8, end_key, 64 * panel + 8 * row);
+      load_values(first, 0, kAhead, loaded);
       float scores[4] = {};
       score(first, queries, scores);
+      load_values(first, kAhead, kPanels, loaded);
       HalfPair weights[2];
       weigh(scores, partial, weights);
       add_values(loaded, weights, partial);
@@ -209,8 +242,14 @@ struct DecodeAttention {
     a.y[(static_cast<int64_t>(token) * a.num_heads + head) * D + d] = to_half(value);
   }
 
+  // How many splits have keys. From memory: kept through the loop over keys, it would be a register too many.
+  __device__ __forceinline__ int count_splits() const {
+    const int visible = at_most(opaque(past) + a.tokens, a.capacity) - opaque(first_visible);
+    return (visible + split_keys - 1) / split_keys;
+  }
+
   // Merges the warps of each tile; stores the result, or, if there are other splits, this split's share of it.
-  __device__ __forceinline__ void merge_warps(const Shared& shared) const {
+  __device__ __forceinline__ void merge_warps(const Shared& shared, int used_splits) const {
     for (int i = threadIdx.x; i < own_rows * D; i += blockDim.x) {
       const int r = i / D, d = i % D, query = r % kQueryTile;
       const Partial* warps = shared.warps + r / kQueryTile * slices;
@@ -221,7 +260,7 @@ struct DecodeAttention {
         sum = multiply_add(warps[s].sum[query], weight, sum);
         y = multiply_add(warps[s].y[query][d], weight, y);
       }
-      if (a.splits == 1) {
+      if (used_splits == 1) {
         store(first_row + r, d, y / sum);
         continue;
       }
@@ -233,12 +272,12 @@ struct DecodeAttention {
   }
 
   // The block that finishes last merges the splits.
-  __device__ __forceinline__ void merge_splits() const {
+  __device__ __forceinline__ void merge_splits(int used_splits) const {
     for (int i = threadIdx.x; i < own_rows * D; i += blockDim.x) {
       const int r = first_row + i / D, d = i % D;
       float maximum = kNothingSeen, sum = 0.0f, y = 0.0f;
-      for (int s = 0; s < a.splits; ++s) maximum = larger(maximum, workspace(r, s)[D]);
-      for (int s = 0; s < a.splits; ++s) {
+      for (int s = 0; s < used_splits; ++s) maximum = larger(maximum, workspace(r, s)[D]);
+      for (int s = 0; s < used_splits; ++s) {
         const float* place = workspace(r, s);
         const float weight = power_of_two(place[D] - maximum);
         sum = multiply_add(place[D + 1], weight, sum);
@@ -249,9 +288,11 @@ struct DecodeAttention {
   }
 
   __device__ __forceinline__ void run() const {
+    if (first_key >= length) return;
     Shared& shared = block_shared<Shared>();
     append();
     rotate_queries(shared);
+    if (kAdjusted) load_slopes(shared);
     __syncthreads();
     Vector queries[kChunks];
     for (int chunk = 0; chunk < kChunks && tile < tiles; ++chunk) {
@@ -265,26 +306,33 @@ struct DecodeAttention {
       put(partial, shared.warps[warp]);
     }
     __syncthreads();
-    merge_warps(shared);
-    if (a.splits == 1 || !is_last_block(a.finished + kv_head * groups + group, a.splits)) return;
-    merge_splits();
+    const int used_splits = count_splits();
+    merge_warps(shared, used_splits);
+    if (used_splits == 1 || !is_last_block(a.finished + kv_head * groups + group, used_splits)) return;
+    merge_splits(used_splits);
   }
 };
 
 }  // namespace edge_awq
 
 // Without the 1 the compiler saves registers by spilling some.
-#define DECODE_ATTENTION(D)                                                                     \
-  extern "C" __global__ void __launch_bounds__(32 * edge_awq::DecodeAttention<D>::kMaxTiles, 1) \
-  decode_attention_##D(const edge_awq::DecodeAttentionArguments a) {                            \
-    edge_awq::wait_for_previous_kernel();                                                       \
-    edge_awq::DecodeAttention<D>{a}.run();                                                      \
-    edge_awq::let_next_kernel_start();                                                          \
+#define DECODE_ATTENTION(D, suffix, is_adjusted)                                                             \
+  extern "C" __global__ void __launch_bounds__(32 * edge_awq::DecodeAttention<D, is_adjusted>::kMaxTiles, 1) \
+  decode_attention_##D##suffix(const edge_awq::DecodeAttentionArguments a) {                                 \
+    edge_awq::wait_for_previous_kernel();                                                                    \
+    edge_awq::DecodeAttention<D, is_adjusted>{a}.run();                                                      \
+    edge_awq::let_next_kernel_start();                                                                       \
   }
 
-DECODE_ATTENTION(64)
-DECODE_ATTENTION(80)
-DECODE_ATTENTION(96)
-DECODE_ATTENTION(112)
-DECODE_ATTENTION(128)
-DECODE_ATTENTION(256)
+DECODE_ATTENTION(64, , false)
+DECODE_ATTENTION(80, , false)
+DECODE_ATTENTION(96, , false)
+DECODE_ATTENTION(112, , false)
+DECODE_ATTENTION(128, , false)
+DECODE_ATTENTION(256, , false)
+DECODE_ATTENTION(64, _adjusted, true)
+DECODE_ATTENTION(80, _adjusted, true)
+DECODE_ATTENTION(96, _adjusted, true)
+DECODE_ATTENTION(112, _adjusted, true)
+DECODE_ATTENTION(128, _adjusted, true)
+DECODE_ATTENTION(256, _adjusted, true)

@@ -1,4 +1,4 @@
-// CachedAttention for decoding as its callers see it: 1 to 8 new tokens, causal, rotary positions, cache in place.
+// CachedAttention for decoding as its callers see it: 1 to 8 new tokens, causal, rotary positions or ALiBi, cache in place.
 //
 //   y = softmax(scale * q @ keys.T) @ values over the cache and the new tokens, as edge_awq/export/ops.py defines it
 #pragma once
@@ -15,8 +15,9 @@ struct DecodeAttentionArguments {
   Half* key_cache;              // [kv_num_heads, capacity, head_size]; rows [past, past + tokens) are written
   Half* value_cache;            // [kv_num_heads, capacity, head_size]; the same
   const int64_t* past_length;   // [1], read on the device, so that one CUDA graph serves every step
-  const float* cosines;         // [capacity, rotary_size / 2]
-  const float* sines;           // [capacity, rotary_size / 2]
+  const float* cosines;         // [capacity, rotary_size / 2]; null if rotary_size is 0
+  const float* sines;           // [capacity, rotary_size / 2]; the same
+  const float* slopes;          // [num_heads], ALiBi: slope * (key's position - query's) joins a score; or null
   Half* y;                      // [tokens, num_heads * head_size]
   float* partial;               // decode_attention_partial_floats() of them
   unsigned* finished;           // decode_attention_counters() of them, zero before the first launch and after each
@@ -25,6 +26,7 @@ struct DecodeAttentionArguments {
   int window;                   // a query sees so many positions, itself included; 0: all
   int splits;                   // of the cache, over blocks
   float scale;
+  float softcap;                // a score becomes softcap * tanh(score / softcap), before the bias; 0: as it is
 };
 
 constexpr int kQueryTile = 8;   // query rows (token and head) that a warp multiplies with its keys

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "../common/launch.h"
 #include "kernel.h"
@@ -29,20 +30,39 @@ inline int decode_attention_counters(const DecodeAttentionArguments& a) {
   return a.kv_num_heads * QueryTiles(a).groups;
 }
 
-inline const char* decode_attention_kernel(int head_size) {
+// `is_adjusted`: with slopes or a soft-cap.
+inline const char* decode_attention_kernel(int head_size, bool is_adjusted) {
   switch (head_size) {
-    case 64: return "decode_attention_64";
-    case 80: return "decode_attention_80";
-    case 96: return "decode_attention_96";
-    case 112: return "decode_attention_112";
-    case 128: return "decode_attention_128";
-    case 256: return "decode_attention_256";
+    case 64: return is_adjusted ? "decode_attention_64_adjusted" : "decode_attention_64";
+    case 80: return is_adjusted ? "decode_attention_80_adjusted" : "decode_attention_80";
+    case 96: return is_adjusted ? "decode_attention_96_adjusted" : "decode_attention_96";
+    case 112: return is_adjusted ? "decode_attention_112_adjusted" : "decode_attention_112";
+    case 128: return is_adjusted ? "decode_attention_128_adjusted" : "decode_attention_128";
+    case 256: return is_adjusted ? "decode_attention_256_adjusted" : "decode_attention_256";
     default: return nullptr;
   }
 }
 
+// The most blocks of one split's size that a multiprocessor holds at once, by their registers.
+constexpr int kResidentBlocks = 2;
+constexpr int kMaxSplits = 64;
+
+// Into how many splits to deal a cache of up to `length` positions, on a GPU with so many multiprocessors: as many as
+// are resident at once, so that there is no second wave, but no more than pay off. Of a KV head with `rows` query rows
+// in `tiles` tiles, a block reads tiles * length / splits keys, a tile at a time, and the block that merges reads
+// splits * rows partial results as wide as a key and value; the sum is least at splits^2 = tiles * length / rows.
+inline int decode_attention_splits(const DecodeAttentionArguments& a, int multiprocessors, int length) {
+  const QueryTiles queries(a);
+  const int rows = std::min(a.tokens * (a.num_heads / a.kv_num_heads), queries.per_group * kQueryTile);
+  const int slices = std::max(1, kMinWarps / queries.per_group);
+  const int resident = kResidentBlocks * multiprocessors / (a.kv_num_heads * queries.groups);
+  const int useful = (length - 1) / (16 * slices) + 1;  // each warp has a tile of keys
+  const int balanced = static_cast<int>(std::sqrt(static_cast<double>(queries.per_group) * length / rows));
+  return std::clamp(std::min({resident, useful, balanced}), 1, kMaxSplits);
+}
+
 inline Launch plan(const DecodeAttentionArguments& a) {
-  const char* kernel = decode_attention_kernel(a.head_size);
+  const char* kernel = decode_attention_kernel(a.head_size, a.slopes || a.softcap != 0.0f);
   if (!kernel) return refused("head_size = %d, not 64, 80, 96, 112, 128 or 256", a.head_size);
   if (a.tokens < 1 || a.tokens > 8) return refused("tokens = %d, not 1 to 8", a.tokens);
   if (a.kv_num_heads < 1 || a.num_heads < 1 || a.num_heads % a.kv_num_heads != 0)
@@ -51,7 +71,11 @@ inline Launch plan(const DecodeAttentionArguments& a) {
     return refused("rotary_size = %d, not an even number up to head_size = %d", a.rotary_size, a.head_size);
   if (a.capacity < a.tokens) return refused("capacity = %d, less than tokens = %d", a.capacity, a.tokens);
   if (a.window < 0) return refused("window = %d", a.window);
-  if (a.splits < 1 || a.splits > 64) return refused("splits = %d, not 1 to 64", a.splits);
+  if (a.splits < 1 || a.splits > kMaxSplits)
+    return refused("splits = %d, not 1 to %d", a.splits, kMaxSplits);
+  if (!(a.softcap >= 0.0f) || std::isinf(a.softcap)) return refused("softcap = %g", static_cast<double>(a.softcap));
+  if (a.rotary_size > 0 && (!a.cosines || !a.sines))
+    return refused("rotary_size = %d without tables of cosines and sines", a.rotary_size);
   if (!is_aligned(a.key_cache) || !is_aligned(a.value_cache))
     return refused("the caches at %p and %p are not aligned to 16 bytes", a.key_cache, a.value_cache);
   const QueryTiles queries(a);

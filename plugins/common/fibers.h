@@ -11,10 +11,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <set>
 #include <vector>
 
 #define __global__
@@ -34,12 +36,34 @@ namespace fibers {
 constexpr int kWarpSize = 32;
 constexpr size_t kStackBytes = 128 * 1024;
 constexpr size_t kSharedBytes = 227 * 1024;  // the most a block may have on any GPU we build for
+constexpr size_t kStaticSharedBytes = 48 * 1024;  // of these, the most for block_shared(); the rest is dynamic_shared()
 constexpr size_t kSlotBytes = 64;            // the largest value lanes exchange
 
 enum class Outcome { kFinished, kDeadlock };
 
 struct Barrier {
   int expected = 0, arrived = 0, releases = 0;
+};
+
+// An asynchronous copy to shared memory. It lands at once, or as late as its thread lets it, or either: the schedule
+// decides. So a wait that is missing shows, and so does a copy over what is still in use.
+struct Copy {
+  void* to;
+  const void* from;  // or null for zeros
+  size_t bytes;
+
+  void land() const {
+    if (from) {
+      std::memcpy(to, from, bytes);
+    } else {
+      std::memset(to, 0, bytes);
+    }
+  }
+};
+
+// A thread's access to shared memory: where, as an offset, and how wide.
+struct Access {
+  uint32_t offset, bytes;
 };
 
 struct Fiber {
@@ -49,6 +73,9 @@ struct Fiber {
   // Exchanges take turns between two slots: a slot is written again only after the next exchange's barrier, which
   // every reader of this one has reached. So one barrier per exchange is enough.
   int turn;
+  std::vector<Copy> uncommitted;
+  std::deque<std::vector<Copy>> groups;
+  std::vector<Access> accesses;
   alignas(16) unsigned char slots[2][kSlotBytes];
 };
 
@@ -60,6 +87,11 @@ struct State {
   int current = 0, finished = 0;
   long events = 0;  // barriers released and fibers finished; a round without any is a deadlock
   int64_t streamed_bytes = 0;  // of the last launch, counted by what loads them
+  unsigned schedule = 0;
+  std::mt19937 coin;
+  size_t dynamic_bytes = 0, overrun = 0;  // shared memory the launch asks for, and what a kernel uses beyond that
+  bool count_conflicts = false;
+  int64_t shared_wavefronts = 0, fewest_wavefronts = 0;  // of the last launch, if counted
   std::function<void()> body;
   alignas(256) unsigned char shared[kSharedBytes];
 };
@@ -84,6 +116,54 @@ inline void wait(Barrier& barrier) {
 
 inline void wait_for_block() { wait(state.block); }
 inline void wait_for_warp() { wait(state.warps[state.current / kWarpSize]); }
+
+inline void copy(void* to, const void* from, size_t bytes) {
+  const bool at_once = state.schedule == 1 || (state.schedule > 1 && state.coin() % 2);
+  if (at_once) {
+    Copy{to, from, bytes}.land();
+  } else {
+    self().uncommitted.push_back({to, from, bytes});
+  }
+}
+
+inline void commit_copies() {
+  self().groups.push_back(std::move(self().uncommitted));
+  self().uncommitted.clear();
+}
+
+inline void wait_for_copies(size_t pending) {
+  for (; self().groups.size() > pending; self().groups.pop_front())
+    for (const Copy& each : self().groups.front()) each.land();
+}
+
+inline void note_access(const void* address, size_t bytes) {
+  if (!state.count_conflicts) return;
+  const auto offset = static_cast<const unsigned char*>(address) - state.shared;
+  self().accesses.push_back({static_cast<uint32_t>(offset), static_cast<uint32_t>(bytes)});
+}
+
+// Counts, for every access of a warp, how often shared memory has to be read: its 32 banks give 4 bytes each at a time.
+// The n-th accesses of a warp's lanes are taken for one, so the count is right where no lane sits one out.
+inline void count_wavefronts(int threads) {
+  for (int warp = 0; warp < threads; warp += kWarpSize) {
+    for (size_t n = 0; n < state.fibers[warp].accesses.size(); ++n) {
+      const size_t bytes = state.fibers[warp].accesses[n].bytes, lanes = std::min<size_t>(32, 128 / bytes);
+      for (size_t first = 0; first < kWarpSize; first += lanes) {
+        std::set<uint32_t> words[32];
+        for (size_t lane = first; lane < first + lanes; ++lane) {
+          if (n >= state.fibers[warp + lane].accesses.size()) continue;
+          const Access access = state.fibers[warp + lane].accesses[n];
+          for (uint32_t word = access.offset / 4; word * 4 < access.offset + access.bytes; ++word)
+            words[word % 32].insert(word);
+        }
+        size_t most = 0;
+        for (const auto& bank : words) most = std::max(most, bank.size());
+        state.shared_wavefronts += static_cast<int64_t>(most);
+        ++state.fewest_wavefronts;
+      }
+    }
+  }
+}
 
 // What the lanes of this warp passed in, by lane. A lane that has finished shows its last value.
 template <class T>
@@ -126,6 +206,9 @@ inline void start_fibers(int threads) {
     Fiber& fiber = state.fibers[thread];
     fiber.finished = false;
     fiber.turn = 0;
+    fiber.uncommitted.clear();
+    fiber.groups.clear();
+    fiber.accesses.clear();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -179,12 +262,16 @@ inline Outcome run_block(int threads, Schedule& warps, Schedule& lanes) {
     for (unsigned warp : warps.next()) run_warp(static_cast<int>(warp), threads, lanes);
     if (state.events == events_before) return Outcome::kDeadlock;
   }
+  if (state.count_conflicts) count_wavefronts(threads);
   return Outcome::kFinished;
 }
 
 // Runs body() as every thread of `blocks` blocks of `threads`. On a deadlock the launch is abandoned.
 inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std::function<void()> body) {
-  state.streamed_bytes = 0;
+  state.streamed_bytes = state.shared_wavefronts = state.fewest_wavefronts = 0;
+  state.overrun = 0;
+  state.schedule = schedule;
+  state.coin.seed(schedule);
   gridDim = {blocks};
   blockDim = {threads};
   state.body = std::move(body);

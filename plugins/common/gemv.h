@@ -3,9 +3,18 @@
 #pragma once
 
 #include "device.h"
+#include "epilogue.h"
+#include "gemv_norm.h"
 #include "gemv_shape.h"
 
 namespace edge_awq {
+
+// What a block of a GEMV shares beside the normalized rows.
+template <class Results, class Norm>
+struct GemvShared {
+  Results results;
+  typename Norm::Sums norm;
+};
 
 // The warps' sums in shared memory. Column c of tile t is row t * kTileRows + c % kTileRows of x, and there are
 // 8 / kTileRows columns for each row, whose sums belong together.
@@ -20,31 +29,35 @@ struct GemvSums {
       for (int i = 0; i < 4; ++i) sums[warp][tile][lane % 4 * 2 + i % 2][lane / 4 + i / 2 * 8] = lane_sums[tile][i];
   }
 
-  // One thread per output adds them up, always in the same order, then the bias, and stores the result.
-  template <class Arguments>
-  __device__ __forceinline__ void store(const Arguments& a) const {
-    const int output = threadIdx.x % kGemvOutputs, row = threadIdx.x / kGemvOutputs;
-    const int n = blockIdx.x * kGemvOutputs + output;
-    if (row >= a.rows || n >= a.N) return;
+  // One thread per output adds them up, always in the same order, and stores what becomes of the sum.
+  __device__ __forceinline__ void store(const Linear& a) const {
+    const int gated = opaque(a.gated), per_block = kGemvOutputs >> gated;
+    const int within = threadIdx.x % kGemvOutputs, row = threadIdx.x / kGemvOutputs;
+    const int output = blockIdx.x * per_block + within;
+    if (row >= a.rows || within >= per_block || output >= a.N >> gated) return;
+    store_output(a, row, output, total(row, within), gated ? total(row, within + kGemvOutputs / 2) : 0.0f);
+  }
+
+  __device__ __forceinline__ float total(int row, int n) const {
     float sum = 0.0f;
     for (int column = row % kTileRows; column < 8; column += kTileRows)
-      for (int warp = 0; warp < kGemvWarps; ++warp) sum += sums[warp][row / kTileRows][column][output];
-    if (a.bias) sum += to_float(a.bias[n]);
-    const int64_t place = static_cast<int64_t>(row) * a.N + n;
-    if (a.logits) {
-      a.logits[place] = sum;
-    } else {
-      a.y[place] = to_half(sum);
-    }
+      for (int warp = 0; warp < kGemvWarps; ++warp) sum += sums[warp][row / kTileRows][column][n];
+    return sum;
   }
 };
 
-// The row of W that a lane reads for row `within` of its block. Rows past the last read the last again; their sums
-// are never stored.
-__device__ __forceinline__ int gemv_weight_row(int within, int N) {
-  const int n = blockIdx.x * kGemvOutputs + within;
-  return n < N ? n : N - 1;
-}
+// The two rows of W that a lane reads, of the 16 of its block: `row` and the one 8 further on, or, where gated, the one
+// that it gates. Rows past the last read the last again; their sums are never stored.
+struct GemvRows {
+  int n[2];
+
+  __device__ __forceinline__ GemvRows(const Linear& a, int row) {
+    const int first = blockIdx.x * (kGemvOutputs >> a.gated) + row, outputs = a.N >> a.gated;
+    const int second = first + (a.gated ? outputs : kGemvOutputs / 2);
+    n[0] = first < outputs ? first : outputs - 1;
+    n[1] = second < a.N ? second : a.N - 1;
+  }
+};
 
 // Multiplies this warp's chunks, of which kAhead are always on their way from memory. The first are asked for before
 // the previous kernel, which makes x, has finished.
@@ -56,6 +69,7 @@ __device__ __forceinline__ void multiply_chunks(const Kernel& kernel, int chunks
   for (int i = 0; i < kAhead; ++i)
     if (warp + i * kGemvWarps < chunks) ahead[i] = kernel.load(warp + i * kGemvWarps);
   wait_for_previous_kernel();
+  kernel.prepare();
   #pragma unroll 1
   for (int first = warp; first < chunks; first += kAhead * kGemvWarps) {
     #pragma unroll

@@ -8,4 +8,7 @@ constexpr int kGemvThreads = 256;  // per block
 constexpr int kGemvWarps = kGemvThreads / 32;
 constexpr int kGemvMaxRows = 8;    // of x
 
+constexpr int kNormedPitch = 16;              // rows of x in shared memory are multiples of so many vectors of 16 bytes
+constexpr int kNormedMaxBytes = 64 * 1024;    // all rows together
+
 }  // namespace edge_awq

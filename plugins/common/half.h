@@ -6,6 +6,7 @@ using uint8_t = unsigned char;
 using uint16_t = unsigned short;
 using uint32_t = unsigned int;
 using int64_t = long long;
+using size_t = decltype(sizeof 0);
 #else
 #include <cstdint>
 #include <cstring>

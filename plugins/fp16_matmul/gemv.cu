@@ -18,19 +18,24 @@
 
 namespace edge_awq {
 
+template <bool kNormed>
 struct Fp16Gemv {
   static constexpr int kChunk = 64;  // weights of a row that a warp multiplies at once
   static constexpr int kAhead = 3;   // chunks on their way from memory, 2 KiB each per warp
+
+  using Normed = NormedRows<1>;
+  using Shared = GemvShared<GemvSums<1, 8>, Normed>;
 
   struct Weights {
     Vector rows[2][2];  // n and n + 8, each from both halves of the line
   };
 
-  const Fp16GemvArguments& a;
+  const Fp16MatMulArguments& a;
   const int lane = threadIdx.x % kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
   const int chunks = a.K / kChunk;
-  const int64_t n[2] = {gemv_weight_row(row, a.N), gemv_weight_row(row + 8, a.N)};
+  const GemvRows rows{a, row};
+  const Normed normed{a};
 
   // Where this lane's 8 values of k begin.
   __device__ __forceinline__ int lane_k(int chunk, int half) const {
@@ -41,7 +46,7 @@ struct Fp16Gemv {
     Weights weights;
     for (int i = 0; i < 2; ++i)
       for (int half = 0; half < 2; ++half)
-        weights.rows[i][half] = load_streamed(a.weight + n[i] * a.K + lane_k(chunk, half));
+        weights.rows[i][half] = load_streamed(a.weight + static_cast<int64_t>(rows.n[i]) * a.K + lane_k(chunk, half));
     return weights;
   }
 
@@ -50,7 +55,10 @@ struct Fp16Gemv {
     for (int half = 0; half < 2; ++half) {
       const Vector &upper = weights.rows[0][half], &lower = weights.rows[1][half];
       const Half* source = a.x + static_cast<int64_t>(row) * a.K + lane_k(chunk, half);
-      const Vector x = row < a.rows ? *reinterpret_cast<const Vector*>(source) : Vector{0, 0, 0, 0};
+      Vector x = {0, 0, 0, 0};
+      if (row < a.rows)
+        x = kNormed ? normed.get(row, chunk * (kChunk / 8) + half * 4, 0, quarter)
+                    : *reinterpret_cast<const Vector*>(source);
       for (int i = 0; i < 4; i += 2)
         multiply_16x8x16(products, {upper.word[i], lower.word[i], upper.word[i + 1], lower.word[i + 1]},
                          {x.word[i], x.word[i + 1]});
@@ -58,8 +66,12 @@ struct Fp16Gemv {
     for (int i = 0; i < 4; ++i) sums[0][i] += products[i];
   }
 
+  __device__ __forceinline__ void prepare() const {
+    if (kNormed) normed.make(block_shared<Shared>().norm);
+  }
+
   __device__ __forceinline__ void run() const {
-    auto& shared = block_shared<GemvSums<1, 8>>();
+    auto& shared = block_shared<Shared>().results;
     float sums[1][4] = {};
     multiply_chunks<kAhead>(*this, chunks, sums);
     shared.put(sums);
@@ -71,6 +83,11 @@ struct Fp16Gemv {
 }  // namespace edge_awq
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 96 KiB on their way per multiprocessor
-fp16_gemv(const edge_awq::Fp16GemvArguments a) {
-  edge_awq::Fp16Gemv{a}.run();
+fp16_gemv(const edge_awq::Fp16MatMulArguments a) {
+  edge_awq::Fp16Gemv<false>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 96 KiB on their way per multiprocessor
+fp16_gemv_normed(const edge_awq::Fp16MatMulArguments a) {
+  edge_awq::Fp16Gemv<true>{a}.run();
 }

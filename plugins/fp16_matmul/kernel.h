@@ -1,20 +1,26 @@
-// The fp16 linear's kernel as its callers see it.
-//
-//   y = x @ W.T + bias
+// The fp16 linear's kernels as their callers see them.
 #pragma once
 
-#include "../common/half.h"
+#include "../common/linear.h"
+#include "../common/tile_shape.h"
 
 namespace edge_awq {
 
-// Device pointers; the kernel's only parameter, by value.
-struct Fp16GemvArguments {
-  const Half* x;       // [rows, K]
+// The kernels' only parameter, by value.
+struct Fp16MatMulArguments : Linear {
   const Half* weight;  // [N, K]
-  const Half* bias;    // [N], or null
-  Half* y;             // [rows, N]
-  float* logits;       // [rows, N], written instead of y: a head's results need more bits; or null
-  int rows, K, N;
 };
+
+// See common/tile_shape.h.
+struct Fp16Storage {
+  static constexpr int kVectors = 8;
+  static constexpr bool kScaled = false;
+};
+
+// The tiles for so many rows of x. All fit the 99 KiB of shared memory of the smallest GPUs.
+using Fp16Tile16 = TileShape<Fp16Storage, 16, 1, 1, 4>;
+using Fp16Tile32 = TileShape<Fp16Storage, 32, 1, 1, 4>;
+using Fp16Tile64 = TileShape<Fp16Storage, 64, 1, 1, 4>;
+using Fp16Tile128 = TileShape<Fp16Storage, 128, 2, 1, 3>;
 
 }  // namespace edge_awq

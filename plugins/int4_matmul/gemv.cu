@@ -19,17 +19,9 @@
 //   k                                   0 .. 31    32 .. 63    64 .. 95    96 .. 127
 //   quarter                                0           1           2           3
 //
-// Each 32-bit word holds k0 .. k7, low nibble first. ANDed and ORed into the mantissa of 1024.0 = 0x6400 (or, four
-// bits higher, of 1024 + 16 q), two nibbles that lie 16 bits apart become a pair of exact halves:
-//
-//   word              k7 k6 k5 k4 k3 k2 k1 k0
-//   & 0x000f000f               k4          k0    ->  (k0, k4) + 1024            - (1024 + zero)
-//   & 0x00f000f0            k5          k1       -> ((k1, k5) * 16 + 1024) / 16 - (  64 + zero)
-//   the same of word >> 8                        ->  (k2, k6) and (k3, k7)
-//
-// so the zero point costs nothing, and q - zero is exact. A product over 16 k takes from each lane four weights of
-// either row; which k these are does not matter as long as the activations come in the same order, so the weights need
-// no other order in memory than the one they are stored in.
+// How a 32-bit word of them becomes pairs of halves stands in format.h. A product over 16 k takes from each lane four
+// weights of either row; which k these are does not matter as long as the activations come in the same order, so the
+// weights need no other order in memory than the one they are stored in.
 //
 // Columns. The tensor core multiplies by a tile of 8 columns. A column is a row of x, zero outside one group, so that
 // the sums of a chunk's two groups of 64 stay apart until each is multiplied by its scale:
@@ -42,7 +34,7 @@
 // Sums: fp32 over a group on the tensor core, fp32 over groups per warp, then over warps in shared memory, always in
 // the same order: the same input gives the same bits.
 #include "../common/gemv.h"
-#include "kernel.h"
+#include "format.h"
 
 namespace edge_awq {
 
@@ -51,14 +43,17 @@ constexpr int kLaneWeights = 32;  // of those, one lane's: 16 bytes
 constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
 
 // Blocks that shall fit a multiprocessor at once. Three have 72 KiB on their way, in 80 registers per thread; two have
-// 48 KiB, and 128 registers, which a second tile's activations need. An H200 hides its latency with 28 KiB.
-template <int kTiles>
-constexpr int kBlocksPerSm = kTiles == 1 ? 3 : 2;
+// 48 KiB, and 128 registers, which a second tile's activations and norms need. An H200 hides its latency with 28 KiB.
+template <int kTiles, bool kNormed>
+constexpr int kBlocksPerSm = kTiles == 1 && !kNormed ? 3 : 2;
 
-template <int kGroupSize, int kTiles>
+template <int kGroupSize, int kTiles, bool kNormed>
 struct Int4Gemv {
   static constexpr int kGroups = kChunk / kGroupSize;  // per chunk
   static constexpr int kTileRows = 8 / kGroups;        // rows of x per tile
+
+  using Normed = NormedRows<4, Int4Order>;
+  using Shared = GemvShared<GemvSums<kTiles, kTileRows>, Normed>;
 
   // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
   struct Packed {
@@ -67,13 +62,21 @@ struct Int4Gemv {
     uint8_t zeros[2];  // the zero point is one of the two nibbles
   };
 
-  const Int4GemvArguments& a;
+  const Int4MatMulArguments& a;
   const int lane = threadIdx.x % kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` of each tile
   const int own_group = quarter * kLaneWeights / kGroupSize;  // of the chunk's groups, the one this lane is in
   const int chunks = (a.K + kChunk - 1) / kChunk;
   const int groups = (a.K + kGroupSize - 1) / kGroupSize, zero_bytes = (groups + 1) / 2;  // per row of W
-  const int64_t n[2] = {gemv_weight_row(row, a.N), gemv_weight_row(row + 8, a.N)};
+  const GemvRows rows{a, row};
+  const Normed normed{a};
+  const uint8_t* const weights[2] = {row_start(0), row_start(1)};  // this lane's first 16 bytes
+  const int first_scale[2] = {rows.n[0] * groups, rows.n[1] * groups};
+  const int first_zero[2] = {opaque(rows.n[0] * zero_bytes), opaque(rows.n[1] * zero_bytes)};
+
+  __device__ __forceinline__ const uint8_t* row_start(int half) const {
+    return opaque(a.qweight + static_cast<int64_t>(rows.n[half]) * (a.K / 2) + quarter * (kLaneWeights / 2));
+  }
 
   // In a ragged last chunk the lanes past the end read what those of its first half read; their activations are zero.
   __device__ __forceinline__ Packed load(int chunk) const {
@@ -81,9 +84,9 @@ struct Int4Gemv {
     const int k = chunk * kChunk + quarter * kLaneWeights, inside = k < a.K ? k : k - kChunk / 2;
     const int group = inside / kGroupSize;
     for (int half = 0; half < 2; ++half) {
-      packed.weights[half] = load_streamed(a.qweight + n[half] * (a.K / 2) + inside / 2);
-      packed.scales[half] = load_constant(a.scales + n[half] * groups + group);
-      packed.zeros[half] = load_constant(a.zero_points + n[half] * zero_bytes + group / 2);
+      packed.weights[half] = load_streamed(weights[half] + (chunk * (kChunk / 2) - (k < a.K ? 0 : kChunk / 4)));
+      packed.scales[half] = load_constant(a.scales + first_scale[half] + group);
+      packed.zeros[half] = load_constant(a.zero_points + first_zero[half] + group / 2);
     }
     return packed;
   }
@@ -92,27 +95,14 @@ struct Int4Gemv {
   __device__ __forceinline__ void load_activations(int chunk, int tile, Vector (&x)[4]) const {
     const int x_row = tile * kTileRows + row % kTileRows, k = chunk * kChunk + quarter * kLaneWeights;
     const bool feeds = x_row < a.rows && row / kTileRows == own_group && k < a.K;
-    const Vector* source = reinterpret_cast<const Vector*>(a.x + static_cast<int64_t>(x_row) * a.K + k);
-    for (int i = 0; i < 4; ++i) x[i] = feeds ? source[i] : Vector{0, 0, 0, 0};
+    const Vector* source = reinterpret_cast<const Vector*>(a.x + (x_row * a.K + k));
+    for (Vector& each : x) each = {0, 0, 0, 0};
+    if (feeds)
+      for (int i = 0; i < 4; ++i) x[i] = kNormed ? normed.get(x_row, chunk * (kChunk / 8), i, quarter) : source[i];
   }
 
-  // Eight weights minus their zero point: (k0, k4), (k1, k5), (k2, k6), (k3, k7).
-  __device__ __forceinline__ static void unpack(uint32_t word, uint32_t zero, HalfPair (&weights)[4]) {
-    const HalfPair from_low = 0x64006400u + zero * 0x00010001u;   // 1024 + zero
-    const HalfPair from_high = 0xd400d400u + zero * 0x00100010u;  // -(64 + zero)
-    const HalfPair sixteenth = 0x2c002c00u;
-    for (int i = 0; i < 2; ++i, word >>= 8) {
-      weights[2 * i] = subtract(and_or(word, 0x000f000fu, 0x64006400u), from_low);
-      weights[2 * i + 1] = multiply_add(and_or(word, 0x00f000f0u, 0x64006400u), sixteenth, from_high);
-    }
-  }
-
-  // Eight activations in the order of the weights.
-  __device__ __forceinline__ static void reorder(const Vector& x, HalfPair (&column)[4]) {
-    column[0] = low_halves(x.word[0], x.word[2]);
-    column[1] = high_halves(x.word[0], x.word[2]);
-    column[2] = low_halves(x.word[1], x.word[3]);
-    column[3] = high_halves(x.word[1], x.word[3]);
+  __device__ __forceinline__ void prepare() const {
+    if (kNormed) normed.make(block_shared<Shared>().norm);
   }
 
   // Adds the chunk's products, each group's times its scale, to this lane's sums.
@@ -123,14 +113,14 @@ struct Int4Gemv {
     const uint32_t zeros[2] = {packed.zeros[0] >> shift & 15u, packed.zeros[1] >> shift & 15u};
     float products[kTiles][4] = {};
     for (int i = 0; i < 4; ++i) {
-      HalfPair upper[4], lower[4], column[4];
-      unpack(packed.weights[0].word[i], zeros[0], upper);
-      unpack(packed.weights[1].word[i], zeros[1], lower);
+      HalfPair upper[4], lower[4];
+      unpack_int4(packed.weights[0].word[i], zeros[0], upper);
+      unpack_int4(packed.weights[1].word[i], zeros[1], lower);
       for (int tile = 0; tile < kTiles; ++tile) {
-        reorder(x[tile][i], column);
+        const Vector column = kNormed ? x[tile][i] : Int4Order::arranged(x[tile][i]);
         for (int j = 0; j < 4; j += 2)
           multiply_16x8x16(products[tile], {upper[j], lower[j], upper[j + 1], lower[j + 1]},
-                           {column[j], column[j + 1]});
+                           {column.word[j], column.word[j + 1]});
       }
     }
     for (int tile = 0; tile < kTiles; ++tile)
@@ -139,7 +129,7 @@ struct Int4Gemv {
   }
 
   __device__ __forceinline__ void run() const {
-    auto& shared = block_shared<GemvSums<kTiles, kTileRows>>();
+    auto& shared = block_shared<Shared>().results;
     float sums[kTiles][4] = {};
     multiply_chunks<kAhead>(*this, chunks, sums);
     shared.put(sums);
@@ -150,17 +140,32 @@ struct Int4Gemv {
 
 }  // namespace edge_awq
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
-int4_gemv_g128(const edge_awq::Int4GemvArguments a) {
-  edge_awq::Int4Gemv<128, 1>{a}.run();
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, false>)
+int4_gemv_g128(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<128, 1, false>{a}.run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1>)
-int4_gemv_g64_rows4(const edge_awq::Int4GemvArguments a) {
-  edge_awq::Int4Gemv<64, 1>{a}.run();
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, true>)
+int4_gemv_g128_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<128, 1, true>{a}.run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2>)
-int4_gemv_g64_rows8(const edge_awq::Int4GemvArguments a) {
-  edge_awq::Int4Gemv<64, 2>{a}.run();
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, false>)
+int4_gemv_g64_rows4(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 1, false>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<1, true>)
+int4_gemv_g64_rows4_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 1, true>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2, false>)
+int4_gemv_g64_rows8(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 2, false>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocksPerSm<2, true>)
+int4_gemv_g64_rows8_normed(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 2, true>{a}.run();
 }

@@ -7,22 +7,23 @@
 // is 64 weights of each row, 64 bytes; lane 4 * row + quarter reads the 16 bytes at 16 * quarter, for rows n and n + 8.
 // A chunk lies in one group, be it of 64 or 128.
 //
-// A byte put below 0x64 is the half 1024 + q, and 1024 + zero is taken off again, exactly; two bytes at a time:
-//
-//   word     q3 q2 q1 q0      ->      64 q1 64 q0  and  64 q3 64 q2
-//
-// A product over 16 k takes from each lane four weights of either row, a word, and the same four activations.
+// How a word of them becomes pairs of halves stands in format.h. A product over 16 k takes from each lane four
+// weights of either row, a word, and the same four activations.
 //
 // Sums: fp32 over a chunk on the tensor core, fp32 over chunks per warp, then over warps, always in the same order.
 #include "../common/gemv.h"
-#include "kernel.h"
+#include "format.h"
 
 namespace edge_awq {
 
+template <bool kNormed>
 struct Int8Gemv {
   static constexpr int kChunk = 64;        // weights of a row that a warp multiplies at once
   static constexpr int kLaneWeights = 16;  // of those, one lane's
   static constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
+
+  using Normed = NormedRows<2>;
+  using Shared = GemvShared<GemvSums<1, 8>, Normed>;
 
   // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
   struct Packed {
@@ -31,12 +32,19 @@ struct Int8Gemv {
     uint8_t zeros[2];
   };
 
-  const Int8GemvArguments& a;
+  const Int8MatMulArguments& a;
   const int lane = threadIdx.x % kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
   const int chunks = a.K / kChunk;
   const int group_chunks = a.group_size / kChunk, groups = (chunks + group_chunks - 1) / group_chunks;
-  const int64_t n[2] = {gemv_weight_row(row, a.N), gemv_weight_row(row + 8, a.N)};
+  const GemvRows rows{a, row};
+  const Normed normed{a};
+  const uint8_t* const weights[2] = {row_start(0), row_start(1)};  // this lane's first 16 bytes
+  const int first_scale[2] = {opaque(rows.n[0] * groups), opaque(rows.n[1] * groups)};
+
+  __device__ __forceinline__ const uint8_t* row_start(int half) const {
+    return opaque(a.qweight + static_cast<int64_t>(rows.n[half]) * a.K + quarter * kLaneWeights);
+  }
 
   __device__ __forceinline__ int lane_k(int chunk) const { return chunk * kChunk + quarter * kLaneWeights; }
 
@@ -44,37 +52,36 @@ struct Int8Gemv {
     Packed packed;
     const int group = group_chunks == 1 ? chunk : chunk / 2;
     for (int half = 0; half < 2; ++half) {
-      packed.weights[half] = load_streamed(a.qweight + n[half] * a.K + lane_k(chunk));
-      packed.scales[half] = load_constant(a.scales + n[half] * groups + group);
-      packed.zeros[half] = load_constant(a.zero_points + n[half] * groups + group);
+      packed.weights[half] = load_streamed(weights[half] + chunk * kChunk);
+      packed.scales[half] = load_constant(a.scales + first_scale[half] + group);
+      packed.zeros[half] = load_constant(a.zero_points + first_scale[half] + group);
     }
     return packed;
   }
 
-  // Four weights minus their zero point, in order.
-  __device__ __forceinline__ static void unpack(uint32_t word, uint32_t zero, HalfPair (&weights)[2]) {
-    const HalfPair from = 0x64006400u + zero * 0x00010001u;  // 1024 + zero
-    weights[0] = subtract(select_bytes<0x4140>(word, 0x64646464u), from);
-    weights[1] = subtract(select_bytes<0x4342>(word, 0x64646464u), from);
-  }
-
   __device__ __forceinline__ void multiply(int chunk, const Packed& packed, float (&sums)[1][4]) const {
     Vector x[2];
-    const Vector* source = reinterpret_cast<const Vector*>(a.x + static_cast<int64_t>(row) * a.K + lane_k(chunk));
-    for (int i = 0; i < 2; ++i) x[i] = row < a.rows ? source[i] : Vector{0, 0, 0, 0};
+    const Vector* source = reinterpret_cast<const Vector*>(a.x + (row * a.K + lane_k(chunk)));
+    for (Vector& each : x) each = {0, 0, 0, 0};
+    if (row < a.rows)
+      for (int i = 0; i < 2; ++i) x[i] = kNormed ? normed.get(row, chunk * (kChunk / 8), i, quarter) : source[i];
     float products[4] = {};
     for (int i = 0; i < 4; ++i) {
       HalfPair upper[2], lower[2];
-      unpack(packed.weights[0].word[i], packed.zeros[0], upper);
-      unpack(packed.weights[1].word[i], packed.zeros[1], lower);
+      unpack_int8(packed.weights[0].word[i], packed.zeros[0], upper);
+      unpack_int8(packed.weights[1].word[i], packed.zeros[1], lower);
       multiply_16x8x16(products, {upper[0], lower[0], upper[1], lower[1]},
                        {x[i / 2].word[i % 2 * 2], x[i / 2].word[i % 2 * 2 + 1]});
     }
     for (int i = 0; i < 4; ++i) sums[0][i] = multiply_add(to_float(packed.scales[i / 2]), products[i], sums[0][i]);
   }
 
+  __device__ __forceinline__ void prepare() const {
+    if (kNormed) normed.make(block_shared<Shared>().norm);
+  }
+
   __device__ __forceinline__ void run() const {
-    auto& shared = block_shared<GemvSums<1, 8>>();
+    auto& shared = block_shared<Shared>().results;
     float sums[1][4] = {};
     multiply_chunks<kAhead>(*this, chunks, sums);
     shared.put(sums);
@@ -86,6 +93,11 @@ struct Int8Gemv {
 }  // namespace edge_awq
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 3)  // 72 KiB on their way per multiprocessor
-int8_gemv(const edge_awq::Int8GemvArguments a) {
-  edge_awq::Int8Gemv{a}.run();
+int8_gemv(const edge_awq::Int8MatMulArguments a) {
+  edge_awq::Int8Gemv<false>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 48 KiB on their way per multiprocessor
+int8_gemv_normed(const edge_awq::Int8MatMulArguments a) {
+  edge_awq::Int8Gemv<true>{a}.run();
 }

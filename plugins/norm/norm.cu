@@ -8,13 +8,13 @@
 //
 // Sums are fp32: per thread in order, over the lanes of a warp by shuffles, over warps in order; same input, same bits.
 // The variance is that of the differences to the mean, not a difference of two large sums.
-#include "../common/device.h"
+#include "../common/row_norm.h"
 #include "kernel.h"
 
 namespace edge_awq {
 
 struct Norm {
-  static constexpr int kValues = 8;  // halves in a vector
+  static constexpr int kValues = kVectorHalves;
   static constexpr int kWarps = kNormThreads / kWarpSize;
 
   struct Shared {
@@ -25,47 +25,26 @@ struct Norm {
   const int vectors = a.size / kValues;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * vectors;  // where this block's row begins, in vectors
 
-  __device__ __forceinline__ static void unpack(Vector vector, float (&values)[kValues]) {
-    for (int i = 0; i < kValues; i += 2) {
-      values[i] = to_float(low(vector.word[i / 2]));
-      values[i + 1] = to_float(high(vector.word[i / 2]));
-    }
-  }
-
-  __device__ __forceinline__ static Vector pack(const float (&values)[kValues]) {
-    Vector vector;
-    for (int i = 0; i < kValues; i += 2) vector.word[i / 2] = pair(to_half(values[i]), to_half(values[i + 1]));
-    return vector;
-  }
-
-  // Eight fp32 values at a vector's place.
-  __device__ __forceinline__ static void load(const float* source, int vector, float (&values)[kValues]) {
-    for (int half = 0; half < 2; ++half) {
-      const Vector loaded = load_constant(reinterpret_cast<const Vector*>(source) + 2 * vector + half);
-      for (int i = 0; i < 4; ++i) values[4 * half + i] = as_float(loaded.word[i]);
-    }
-  }
-
   // The residual stream with what is added to it, as it is stored.
   __device__ __forceinline__ void add(int vector, float (&hidden)[kValues]) const {
-    unpack(reinterpret_cast<const Vector*>(a.x)[row + vector], hidden);
+    unpack_halves(reinterpret_cast<const Vector*>(a.x)[row + vector], hidden);
     if (!a.delta) return;
     float delta[kValues];
-    unpack(reinterpret_cast<const Vector*>(a.delta)[row + vector], delta);
+    unpack_halves(reinterpret_cast<const Vector*>(a.delta)[row + vector], delta);
     for (int i = 0; i < kValues; ++i) hidden[i] += delta[i];
-    const Vector stored = pack(hidden);
+    const Vector stored = pack_halves(hidden);
     reinterpret_cast<Vector*>(a.hidden)[row + vector] = stored;
-    unpack(stored, hidden);
+    unpack_halves(stored, hidden);
   }
 
   // What add() has stored.
   __device__ __forceinline__ void load_hidden(int vector, float (&hidden)[kValues]) const {
-    unpack(reinterpret_cast<const Vector*>(a.delta ? a.hidden : a.x)[row + vector], hidden);
+    unpack_halves(reinterpret_cast<const Vector*>(a.delta ? a.hidden : a.x)[row + vector], hidden);
   }
 
   // The sum over all threads, for all of them.
   __device__ __forceinline__ static float sum_over_block(float value, float (&warps)[kWarps]) {
-    for (int mask = kWarpSize / 2; mask; mask /= 2) value += shuffle_xor(value, mask);
+    value = sum_over_warp(value);
     if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = value;
     __syncthreads();
     float sum = 0.0f;
@@ -95,12 +74,10 @@ struct Norm {
   }
 
   __device__ __forceinline__ void store(int vector, float mean, float factor) const {
-    float y[kValues], weight[kValues], bias[kValues] = {};
+    float y[kValues];
     load_hidden(vector, y);
-    load(a.weight, vector, weight);
-    if (a.bias) load(a.bias, vector, bias);
-    for (int i = 0; i < kValues; ++i) y[i] = multiply_add((y[i] - mean) * factor, weight[i], bias[i]);
-    reinterpret_cast<Vector*>(a.y)[row + vector] = pack(y);
+    normalize(y, mean, factor, a.weight, a.bias, vector);
+    reinterpret_cast<Vector*>(a.y)[row + vector] = pack_halves(y);
   }
 };
 

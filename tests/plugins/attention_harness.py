@@ -14,11 +14,13 @@ class DecodeAttentionArguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in (
-            "q", "k", "v", "key_cache", "value_cache", "past_length", "cosines", "sines", "y", "partial", "finished")),
+            "q", "k", "v", "key_cache", "value_cache", "past_length", "cosines", "sines", "slopes", "y", "partial",
+            "finished")),
         *((name, ctypes.c_int) for name in (
             "tokens", "num_heads", "kv_num_heads", "head_size", "rotary_size", "capacity", "q_stride", "kv_stride",
             "window", "splits")),
         ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
     )
 
 
@@ -29,6 +31,7 @@ class Heads:
     Attributes:
         kv: KV heads; share: query heads of each; size: values of a head; rotary: of which so many are rotated.
         window: positions a query sees, itself included; 0: all.
+        softcap: scores are between its negative and it; 0: as they are. alibi: scores fall with the distance.
     """
 
     kv: int = 2
@@ -36,6 +39,14 @@ class Heads:
     size: int = 64
     rotary: int = 64
     window: int = 0
+    softcap: float = 0.0
+    alibi: bool = False
+
+    @property
+    def slopes(self) -> np.ndarray | None:
+        """float32 [heads], from 1/2 down to 1/256 as in Press et al. 2022; another for each head."""
+        heads = self.kv * self.share
+        return (2.0 ** np.linspace(-1, -8, heads)).astype(np.float32) if self.alibi else None
 
     @property
     def scale(self) -> float:
@@ -96,11 +107,14 @@ def run(step: Step, splits: int = 1, schedule: int = 0, fused: bool = False) -> 
         joined = guarded(np.concatenate(new, axis=1))
         new = np.split(joined, np.cumsum([each.shape[1] for each in new[:2]]), axis=1)
     caches = [guarded(step.key_cache), guarded(step.value_cache)]
-    tables = [guarded(each) for each in (np.array([step.past]), step.cosines, step.sines)]
+    tables = [guarded(np.array([step.past])),
+              *(guarded(each) if heads.rotary else None for each in (step.cosines, step.sines)),
+              None if heads.slopes is None else guarded(heads.slopes)]
     halves_apart = [each.strides[0] // each.itemsize for each in new[:2]]
     arguments = DecodeAttentionArguments(
         *map(pointer, (*new, *caches, *tables)), pointer(y), None, None, tokens, heads.kv * heads.share, heads.kv,
-        heads.size, heads.rotary, caches[0].shape[1], *halves_apart, heads.window, splits, heads.scale)
+        heads.size, heads.rotary, caches[0].shape[1], *halves_apart, heads.window, splits, heads.scale,
+        heads.softcap)
     floats, counters = (getattr(library(), f"edge_awq_decode_attention_{what}")(ctypes.byref(arguments))
                         for what in ("partial_floats", "counters"))
     partial, finished = guarded(np.full(floats, np.nan, np.float32)), guarded(np.zeros(counters, np.uint32))
@@ -108,6 +122,13 @@ def run(step: Step, splits: int = 1, schedule: int = 0, fused: bool = False) -> 
     call("edge_awq_decode_attention", arguments, schedule)
     assert not finished.any()
     return Result(y, *caches)
+
+
+def splits_for(heads: Heads, tokens: int, multiprocessors: int, length: int) -> int:
+    """The host's choice of splits."""
+    arguments = DecodeAttentionArguments(tokens=tokens, num_heads=heads.kv * heads.share, kv_num_heads=heads.kv,
+                                         head_size=heads.size)
+    return library().edge_awq_decode_attention_splits(ctypes.byref(arguments), multiprocessors, length)
 
 
 def rotated(x: np.ndarray, step: Step) -> np.ndarray:
@@ -127,10 +148,11 @@ def rotated(x: np.ndarray, step: Step) -> np.ndarray:
 def reference(step: Step, result: Result) -> tuple[np.ndarray, np.ndarray]:
     """y in float64 over the caches as the kernel left them, and how far the kernel may be from it.
 
-    Sums in fp32 move a score by at most ``moved``, hence each weight by a factor of at most exp(2 moved), for it is
-    relative to their sum; rounding weights to fp16 and powers of two add less than 3 * 2^-11. Such a factor moves y by
-    no more than it times the weighted distance of the values from y. Weights below fp16's normal numbers are off by
-    2^-25 of the largest weight.
+    Sums in fp32 move a score by at most ``moved``: a soft-cap moves none further, and adds what its power and its
+    reciprocals are off by, less than 2^-19 of the cap; a bias adds four roundings. Hence each weight moves by a factor
+    of at most exp(2 moved), for it is relative to their sum; rounding weights to fp16 and powers of two add less than
+    3 * 2^-11. Such a factor moves y by no more than it times the weighted distance of the values from y. Weights below
+    fp16's normal numbers are off by 2^-25 of the largest weight.
     """
     heads, tokens = step.heads, len(step.q)
     total = step.past + tokens
@@ -139,12 +161,18 @@ def reference(step: Step, result: Result) -> tuple[np.ndarray, np.ndarray]:
     keys, values = (np.repeat(cache[:, :total].astype(np.float64), heads.share, axis=0)
                     for cache in (result.key_cache, result.value_cache))
     scores = heads.scale * q @ keys.transpose(0, 2, 1)  # [heads, tokens, total]
+    moved = heads.scale * np.abs(q) @ np.abs(keys).transpose(0, 2, 1) * (heads.size + 3) * UNIT_ROUNDOFF
+    if heads.softcap:
+        scores = heads.softcap * np.tanh(scores / heads.softcap)
+        moved += heads.softcap * 2.0**-19
     distance = step.past + np.arange(tokens)[:, None] - np.arange(total)
+    if heads.alibi:
+        scores -= heads.slopes[:, None, None] * distance
+        moved += 4 * UNIT_ROUNDOFF * (np.abs(scores) + heads.slopes[:, None, None] * np.abs(distance))
     visible = (distance >= 0) & ((distance < heads.window) | (heads.window == 0))
     weights = np.where(visible, np.exp(scores - np.where(visible, scores, -np.inf).max(-1, keepdims=True)), 0)
     weights /= weights.sum(-1, keepdims=True)
     y = weights @ values
-    moved = heads.scale * np.abs(q) @ np.abs(keys).transpose(0, 2, 1) * (heads.size + 3) * UNIT_ROUNDOFF
     moved = moved.max(-1, keepdims=True)
     spread = np.abs(values[:, None] - y[:, :, None])  # [heads, tokens, total, size]
     factor = np.expm1(2 * moved) + 3 * HALF_ROUNDOFF + total * UNIT_ROUNDOFF

@@ -33,7 +33,7 @@ class Kernel:
     def loads(self, instructions: tuple[str, ...] | None = None) -> list[str]:
         """The opcodes of loads from global memory."""
         every = self.instructions if instructions is None else instructions
-        return [opcode for opcode in (each.split()[0] for each in every) if opcode.startswith("LDG")]
+        return [opcode for opcode in (each.split()[0] for each in every) if opcode.startswith("LDG.")]
 
 
 def tool() -> Path | None:

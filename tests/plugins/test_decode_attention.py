@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from attention_harness import Heads, random_step, reference, rotated, run
+from attention_harness import Heads, random_step, reference, rotated, run, splits_for
 from kernel_harness import SCHEDULES, KernelError
 
 HEAD_SIZES = (64, 80, 96, 112, 128, 256)
@@ -75,6 +75,53 @@ def test_a_token_beyond_the_cache_is_not_written(rng):
     np.testing.assert_array_equal(run(step).key_cache[:, :31], step.key_cache[:, :31])
 
 
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("heads", [
+    Heads(alibi=True, rotary=0, kv=3), Heads(alibi=True, rotary=0, size=112, share=5), Heads(softcap=2.0),
+    Heads(softcap=30.0, alibi=True, window=50, share=3), Heads(kv=1, share=71, alibi=True, softcap=1.0),
+], ids=["alibi", "alibi-shared", "softcap", "both-with-window", "71-to-1"])
+def test_biased_and_capped_scores(rng, heads, splits):
+    check(random_step(rng, heads, past=150, tokens=3 if heads.share < 9 else 1), splits)
+
+
+def test_no_slope_is_no_bias(rng, monkeypatch):
+    step = random_step(rng, Heads(), past=40)
+    monkeypatch.setattr(Heads, "slopes", np.zeros(2, np.float32))
+    with_zeros = run(step)
+    monkeypatch.setattr(Heads, "slopes", None)
+    np.testing.assert_array_equal(with_zeros.y, run(step).y)
+
+
+def test_a_cap_holds_where_scores_are_infinite(rng):
+    """An infinite key scores as much as the cap, as tanh has it, and no NaN arises."""
+    step = random_step(rng, Heads(softcap=5.0, rotary=0), past=40)
+    step.key_cache[:, 7, 3] = np.inf
+    step.q[:] = np.abs(step.q)
+    result = run(step)
+    y, bound = reference(step, dataclasses.replace(result, key_cache=np.where(
+        np.isinf(result.key_cache), np.float16(6e4), result.key_cache)))  # deep in saturation too
+    assert (np.abs(result.y - y) <= np.abs(bound) + 2.0**-9).all()
+
+
+@pytest.mark.parametrize("past", [0, 1, 63, 64, 500])
+def test_one_grid_serves_every_length(rng, past):
+    """Of 64 splits most have no keys, and leave the workspace and the counters alone."""
+    check(random_step(rng, Heads(kv=1, share=2), past), splits=64)
+
+
+@pytest.mark.parametrize(("heads", "tokens", "multiprocessors", "length", "splits"), [
+    (Heads(kv=32, size=128), 1, 132, 2048, 8),      # 256 blocks, of which 264 are resident
+    (Heads(kv=32, size=128), 1, 16, 2048, 1),       # the heads alone fill the GPU
+    (Heads(kv=8, share=4, size=128), 1, 132, 4096, 32),  # 4 rows: merging weighs more than reading from here on
+    (Heads(kv=1, share=71), 1, 132, 2048, 16),
+    (Heads(kv=1, size=64), 1, 132, 100, 2),         # two blocks of four warps have all the tiles
+    (Heads(kv=1, size=64), 1, 132, 1, 1),
+    (Heads(kv=1, size=64), 1, 132, 10**6, 64),
+], ids=["llama-h200", "llama-orin", "grouped", "falcon", "short", "one-key", "long"])
+def test_splits_fill_the_gpu_once(heads, tokens, multiprocessors, length, splits):
+    assert splits_for(heads, tokens, multiprocessors, length) == splits
+
+
 def test_large_scores(rng):
     """The softmax is then all but a choice, and exponents far apart."""
     step = random_step(rng, Heads(), past=100)
@@ -119,6 +166,8 @@ def test_same_bits_whatever_the_order_of_threads(rng, splits):
     (Heads(window=-1), 1, 1, "window = -1"),
     (Heads(), 9, 1, "tokens = 9"),
     (Heads(), 1, 65, "splits = 65"),
+    (Heads(softcap=-1.0), 1, 1, "softcap = -1"),
+    (Heads(softcap=np.nan), 1, 1, "softcap = -?nan"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_refusals_name_the_value(rng, heads, tokens, splits, reason):
     with pytest.raises(KernelError, match=reason):

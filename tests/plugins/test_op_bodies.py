@@ -7,7 +7,7 @@ values or another end of the window.
 import numpy as np
 import pytest
 from attention_harness import Heads, random_step, run
-from kernel_harness import activations, random_matrix
+from matmul_harness import activations, random_matrix
 from onnx.reference import ReferenceEvaluator
 
 from edge_awq.export import ops
@@ -24,13 +24,14 @@ def assert_near(kernel, body):
     assert np.linalg.norm(kernel - body) <= LIMIT * np.linalg.norm(body)
 
 
+@pytest.mark.parametrize("rows", [5, 21])
 @pytest.mark.parametrize(("group_size", "K"), [(128, 384), (64, 320)])
-def test_int4_matmul(rng, group_size, K):
-    matrix, x = random_matrix(rng, 24, K, group_size), activations(rng, 5, K)
+def test_int4_matmul(rng, group_size, K, rows):
+    matrix, x = random_matrix(rng, 24, K, group_size), activations(rng, rows, K)
     zero_points = np.pad(matrix.zeros, ((0, 0), (0, matrix.zeros.shape[1] % 2)))
     y, = evaluate(ops.INT4_MATMUL, {"K": K, "N": 24, "group_size": group_size}, x=x.astype(np.float32),
                   qweight=matrix.q, scales=matrix.scales, zero_points=zero_points)
-    assert_near(matrix.gemv(x), y)
+    assert_near(matrix.matmul(x), y)
 
 
 @pytest.mark.parametrize("heads", [

@@ -1,0 +1,147 @@
+// CachedAttention as an op: q, k, v (or qkv), past_key, past_value, past_length, cos, sin -> y, present_key,
+// present_value. The cache is overwritten in place: present_* are past_*'s memory.
+#include <algorithm>
+
+#include "../library/launch.h"
+#include "../library/modules.h"
+#include "../library/ops.h"
+#include "plan.h"
+
+namespace edge_awq {
+namespace {
+
+constexpr int kPositionsPerSplit = 64;  // at least, of the capacity: below, merging costs more than it brings
+constexpr int kMostSplits = 64;
+constexpr int kMostMultiprocessors = 192;  // of any GPU; what memory is planned for where there is none
+
+// q, k, v fp16 [1, tokens, heads * head_size], or with packed_qkv one tensor [1, tokens, all heads * head_size];
+// past_* fp16 [1, kv_num_heads, capacity, head_size]; past_length int64 [1]; cos, sin fp32 [capacity or more, half];
+// y fp16 [1, tokens, num_heads * head_size].
+class CachedAttentionOp final : public Op {
+ public:
+  enum Value { kNumHeads, kKvNumHeads, kHeadSize, kScale, kWindow, kPackedQkv };  // the order of attributes()
+
+  static std::vector<Attribute> attributes() {
+    return {{"num_heads"}, {"kv_num_heads"}, {"head_size"}, {"scale", true}, {"window"},
+            {"packed_qkv", false, false}};
+  }
+
+  const char* name() const override { return "CachedAttention"; }
+  std::unique_ptr<Op> clone() const override { return std::make_unique<CachedAttentionOp>(*this); }
+
+  std::vector<InputSpec> inputs() const override {
+    std::vector<InputSpec> all = {{is_packed() ? "qkv" : "q", Type::kFloat16}};
+    if (!is_packed()) all.insert(all.end(), {{"k", Type::kFloat16}, {"v", Type::kFloat16}});
+    all.insert(all.end(), {{"past_key", Type::kFloat16}, {"past_value", Type::kFloat16},
+                           {"past_length", Type::kInt64}, {"cos", Type::kFloat32}, {"sin", Type::kFloat32}});
+    return all;
+  }
+
+  std::vector<OutputSpec> outputs() const override {
+    const int key = cache_input();
+    return {{"y", Type::kFloat16, 0, is_packed() ? q_size() : 0},
+            {"present_key", Type::kFloat16, key, 0, key},
+            {"present_value", Type::kFloat16, key + 1, 0, key + 1}};
+  }
+
+  std::string check() const override {
+    DecodeAttentionArguments a = shaped(1, 1, 0);
+    a.key_cache = a.value_cache = reinterpret_cast<Half*>(16);
+    return plan(a).refusal;
+  }
+
+  std::string check(const Shape* shapes) const override {
+    const int64_t kv_size = values[kKvNumHeads] * values[kHeadSize];
+    const int64_t widths[] = {is_packed() ? q_size() + 2 * kv_size : q_size(), kv_size, kv_size};
+    for (int i = 0; i < cache_input(); ++i)
+      if (shapes[i].rank != 3 || !is_size(shapes[i].dims[0], 1) || !is_size(shapes[i].last(), widths[i]))
+        return mismatch(inputs()[i].name, shapes[i], "[1, tokens, %lld]", static_cast<long long>(widths[i]));
+    const Shape* const cache = shapes + cache_input();
+    for (int i = 0; i < 2; ++i)
+      if (cache[i].rank != 4 || !is_size(cache[i].dims[0], 1) || !is_size(cache[i].dims[1], integer(kKvNumHeads)) ||
+          !is_size(cache[i].dims[3], integer(kHeadSize)) || cache[i].dims[2] != cache[0].dims[2])
+        return mismatch(i ? "past_value" : "past_key", cache[i], "[1, %d, capacity, %d]", integer(kKvNumHeads),
+                        integer(kHeadSize));
+    for (int i = 3; i < 5; ++i)
+      if (cache[i].rank != 2 || cache[i].dims[1] != cache[3].dims[1] ||
+          (cache[i].dims[0] > 0 && cache[i].dims[0] < cache[0].dims[2]))
+        return mismatch(i == 3 ? "cos" : "sin", cache[i], "[%lld or more, rotary_size / 2]",
+                        static_cast<long long>(cache[0].dims[2]));
+    return "";
+  }
+
+  size_t workspace_bytes(const Shape* shapes) const override {
+    int64_t floats = 0;  // fewer tokens may be split more
+    for (int tokens = 1; tokens <= std::max<int64_t>(shapes[0].dims[1], 1); ++tokens)
+      floats = std::max(floats, decode_attention_partial_floats(split(shaped(tokens, capacity(shapes), 0))));
+    return floats * sizeof(float);
+  }
+
+  size_t zeroed_bytes(const Shape* shapes) const override {
+    return decode_attention_counters(shaped(static_cast<int>(shapes[0].dims[1]), capacity(shapes), 0)) *
+           sizeof(unsigned);
+  }
+
+ protected:
+  std::string launch(const Call& call) const override {
+    const int key = cache_input();
+    for (int i = 0; i < 2; ++i)
+      if (call.inputs[key + i] != call.outputs[1 + i])
+        return std::string(outputs()[1 + i].name) + " is not the memory of " + inputs()[key + i].name +
+               ": bind both to one address";
+    DecodeAttentionArguments a = split(shaped(static_cast<int>(call.shapes[0].dims[1]), capacity(call.shapes),
+                                              static_cast<int>(2 * call.shapes[key + 3].dims[1])));
+    a.q = static_cast<const Half*>(call.inputs[0]);
+    const int kv_size = integer(kKvNumHeads) * integer(kHeadSize);
+    a.k = is_packed() ? a.q + q_size() : static_cast<const Half*>(call.inputs[1]);
+    a.v = is_packed() ? a.k + kv_size : static_cast<const Half*>(call.inputs[2]);
+    a.q_stride = q_size() + (is_packed() ? 2 * kv_size : 0);
+    a.kv_stride = is_packed() ? a.q_stride : kv_size;
+    a.key_cache = static_cast<Half*>(call.outputs[1]);
+    a.value_cache = static_cast<Half*>(call.outputs[2]);
+    a.past_length = static_cast<const int64_t*>(call.inputs[key + 2]);
+    a.cosines = static_cast<const float*>(call.inputs[key + 3]);
+    a.sines = static_cast<const float*>(call.inputs[key + 4]);
+    a.y = static_cast<Half*>(call.outputs[0]);
+    a.partial = static_cast<float*>(call.workspace);
+    a.finished = zeroed_.get();
+    return edge_awq::launch(plan(a), a, call.stream);
+  }
+
+ private:
+  int integer(Value value) const { return static_cast<int>(values[value]); }
+  bool is_packed() const { return values[kPackedQkv] != 0; }
+  int q_size() const { return integer(kNumHeads) * integer(kHeadSize); }
+  int cache_input() const { return is_packed() ? 1 : 3; }
+  int capacity(const Shape* shapes) const { return static_cast<int>(shapes[cache_input()].dims[2]); }
+
+  DecodeAttentionArguments shaped(int tokens, int capacity, int rotary_size) const {
+    DecodeAttentionArguments a{};
+    a.tokens = tokens;
+    a.num_heads = integer(kNumHeads);
+    a.kv_num_heads = integer(kKvNumHeads);
+    a.head_size = integer(kHeadSize);
+    a.rotary_size = rotary_size;
+    a.capacity = capacity;
+    a.window = integer(kWindow);
+    a.scale = static_cast<float>(values[kScale]);
+    a.splits = 1;
+    return a;
+  }
+
+  // With as many splits as give every multiprocessor a block.
+  static DecodeAttentionArguments split(DecodeAttentionArguments a) {
+    Device device;
+    if (!current_device(device).empty()) device.multiprocessors = kMostMultiprocessors;
+    const int blocks = decode_attention_counters(a);
+    const int most = std::clamp((a.capacity + kPositionsPerSplit - 1) / kPositionsPerSplit, 1, kMostSplits);
+    a.splits = std::clamp((device.multiprocessors + blocks - 1) / blocks, 1, most);
+    return a;
+  }
+};
+
+}  // namespace
+
+OpType cached_attention_op() { return op_type<CachedAttentionOp>("CachedAttention"); }
+
+}  // namespace edge_awq

@@ -1,0 +1,24 @@
+// int4 weights times more rows than a GEMV takes, in particular a prompt. Layout, pipeline and bound are those of
+// common/tile.h; how weights become operands stands in format.h.
+#include "../common/tile.h"
+#include "format.h"
+
+extern "C" __global__ void __launch_bounds__(edge_awq::Int4Tile16::kThreads, 2)
+int4_matmul_16(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Tile<edge_awq::Int4Format, edge_awq::Int4Tile16>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::Int4Tile32::kThreads, 1)
+int4_matmul_32(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Tile<edge_awq::Int4Format, edge_awq::Int4Tile32>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::Int4Tile64::kThreads, 1)
+int4_matmul_64(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Tile<edge_awq::Int4Format, edge_awq::Int4Tile64>{a}.run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::Int4Tile128::kThreads, 1)
+int4_matmul_128(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Tile<edge_awq::Int4Format, edge_awq::Int4Tile128>{a}.run();
+}

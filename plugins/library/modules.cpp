@@ -1,0 +1,144 @@
+#include "modules.h"
+
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "images.h"
+
+namespace edge_awq {
+namespace {
+
+struct Context {
+  Device device;
+  std::map<std::string, Handle> modules, functions;  // by source, by kernel
+};
+
+// A context is known by its address and, where the driver tells it, its number: addresses come back, numbers do not.
+using ContextKey = std::pair<Handle, unsigned long long>;
+
+std::mutex mutex;
+std::map<ContextKey, Context> contexts;
+
+std::string read_device(Device& device) {
+  const Driver& d = driver();
+  int id = 0, major = 0, minor = 0;
+  if (const int status = d.get_context_device(&id)) return driver_error("cuCtxGetDevice", status);
+  for (const auto& [attribute, value] : {std::pair{DeviceAttribute::kMajor, &major},
+                                         std::pair{DeviceAttribute::kMinor, &minor},
+                                         std::pair{DeviceAttribute::kMultiprocessors, &device.multiprocessors}})
+    if (const int status = d.get_device_attribute(value, static_cast<int>(attribute), id))
+      return driver_error("cuDeviceGetAttribute", status);
+  device.compute_capability = 10 * major + minor;
+  return "";
+}
+
+std::string current_context(Context*& context) {
+  const Driver& d = driver();
+  if (!d.missing.empty()) return d.missing;
+  ContextKey key{};
+  if (const int status = d.get_context(&key.first)) return driver_error("cuCtxGetCurrent", status);
+  if (!key.first) return "no CUDA context is current in this thread";
+  if (d.get_context_id) {
+    if (const int status = d.get_context_id(key.first, &key.second)) return driver_error("cuCtxGetId", status);
+  }
+  const auto [place, is_new] = contexts.try_emplace(key);
+  context = &place->second;
+  if (!is_new) return "";
+  std::string reason = read_device(context->device);
+  if (!reason.empty()) contexts.erase(place);
+  return reason;
+}
+
+// Machine code runs on its own generation (the tens), at its own revision or a later one; PTX on any GPU from its
+// architecture on.
+bool runs(const Image& image, int device) {
+  if (image.is_ptx) return image.architecture <= device;
+  return image.architecture / 10 == device / 10 && image.architecture <= device;
+}
+
+// The newest machine code, or else the newest PTX, that the device takes.
+const Image* choose(const char* source, int device) {
+  const Image* best = nullptr;
+  for (size_t i = 0; i < kImageCount; ++i) {
+    const Image& image = kImages[i];
+    if (std::strcmp(image.source, source) != 0 || !runs(image, device)) continue;
+    const bool is_better = !best || (best->is_ptx && !image.is_ptx) ||
+                           (best->is_ptx == image.is_ptx && best->architecture < image.architecture);
+    if (is_better) best = &image;
+  }
+  return best;
+}
+
+std::string built_for() {
+  std::string text;
+  for (size_t i = 0; i < kImageCount; ++i) {
+    if (std::strcmp(kImages[i].source, kImages[0].source) != 0) continue;
+    text += (text.empty() ? "" : ", ") + std::to_string(kImages[i].architecture / 10) + "." +
+            std::to_string(kImages[i].architecture % 10) + (kImages[i].is_ptx ? " and newer" : "");
+  }
+  return text;
+}
+
+std::string load_module(Context& context, const char* source, Handle& module) {
+  if (const auto known = context.modules.find(source); known != context.modules.end()) {
+    module = known->second;
+    return "";
+  }
+  const int device = context.device.compute_capability;
+  const Image* image = choose(source, device);
+  if (!image)
+    return "this GPU has compute capability " + std::to_string(device / 10) + "." + std::to_string(device % 10) +
+           "; " + source + " was built for " + built_for();
+  if (const int status = driver().load_module(&module, image->begin))
+    return driver_error("cuModuleLoadData", status) + " (" + source + ", built for " +
+           (image->is_ptx ? "compute_" : "sm_") + std::to_string(image->architecture) + ")";
+  context.modules[source] = module;
+  return "";
+}
+
+std::string load_kernel(Context& context, const KernelName& name, Handle& function) {
+  if (const auto known = context.functions.find(name.kernel); known != context.functions.end()) {
+    function = known->second;
+    return "";
+  }
+  Handle module = nullptr;
+  if (std::string reason = load_module(context, name.source, module); !reason.empty()) return reason;
+  if (const int status = driver().get_function(&function, module, name.kernel))
+    return driver_error("cuModuleGetFunction", status) + " (" + name.kernel + ")";
+  context.functions[name.kernel] = function;
+  return "";
+}
+
+}  // namespace
+
+std::string current_device(Device& device) {
+  const std::lock_guard lock(mutex);
+  Context* context = nullptr;
+  if (std::string reason = current_context(context); !reason.empty()) return reason;
+  device = context->device;
+  return "";
+}
+
+std::string find_kernel(const char* name, Handle& function, Device& device) {
+  const std::lock_guard lock(mutex);
+  Context* context = nullptr;
+  if (std::string reason = current_context(context); !reason.empty()) return reason;
+  device = context->device;
+  for (size_t i = 0; i < kKernelCount; ++i)
+    if (std::strcmp(kKernels[i].kernel, name) == 0) return load_kernel(*context, kKernels[i], function);
+  return std::string("this library has no kernel ") + name;
+}
+
+std::string load_kernels() {
+  const std::lock_guard lock(mutex);
+  Context* context = nullptr;
+  if (std::string reason = current_context(context); !reason.empty()) return reason;
+  for (size_t i = 0; i < kKernelCount; ++i) {
+    Handle function = nullptr;
+    if (std::string reason = load_kernel(*context, kKernels[i], function); !reason.empty()) return reason;
+  }
+  return "";
+}
+
+}  // namespace edge_awq

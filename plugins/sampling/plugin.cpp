@@ -1,0 +1,57 @@
+// ArgMax as an op: logits fp32 [.., size] -> tokens int64 [..].
+#include <algorithm>
+
+#include "../library/launch.h"
+#include "../library/ops.h"
+#include "plan.h"
+
+namespace edge_awq {
+namespace {
+
+constexpr int kLogitsPerBlock = 4096;  // 16 per thread
+constexpr int kMostSplits = 64;
+
+class ArgmaxOp final : public Op {
+ public:
+  static std::vector<Attribute> attributes() { return {}; }
+  const char* name() const override { return "ArgMax"; }
+  std::unique_ptr<Op> clone() const override { return std::make_unique<ArgmaxOp>(*this); }
+  std::vector<InputSpec> inputs() const override { return {{"logits", Type::kFloat32}}; }
+  std::vector<OutputSpec> outputs() const override { return {{"tokens", Type::kInt64, 0, -1}}; }
+  std::string check() const override { return ""; }
+
+  std::string check(const Shape* shapes) const override {
+    return shapes[0].rank < 2 ? mismatch("logits", shapes[0], "[.., rows, size]") : "";
+  }
+
+  size_t workspace_bytes(const Shape* shapes) const override {
+    return shapes[0].rows() * splits(shapes[0]) * sizeof(unsigned long long);
+  }
+
+  size_t zeroed_bytes(const Shape* shapes) const override { return shapes[0].rows() * sizeof(unsigned); }
+
+ protected:
+  std::string launch(const Call& call) const override {
+    const Shape& logits = call.shapes[0];
+    ArgmaxArguments a{};
+    a.logits = static_cast<const float*>(call.inputs[0]);
+    a.tokens = static_cast<int64_t*>(call.outputs[0]);
+    a.best = static_cast<unsigned long long*>(call.workspace);
+    a.finished = zeroed_.get();
+    a.rows = static_cast<int>(logits.rows());
+    a.size = static_cast<int>(logits.last());
+    a.splits = static_cast<int>(splits(logits));
+    return edge_awq::launch(plan(a), a, call.stream);
+  }
+
+ private:
+  static int64_t splits(const Shape& logits) {
+    return std::clamp<int64_t>((logits.last() + kLogitsPerBlock - 1) / kLogitsPerBlock, 1, kMostSplits);
+  }
+};
+
+}  // namespace
+
+OpType argmax_op() { return op_type<ArgmaxOp>("ArgMax"); }
+
+}  // namespace edge_awq

@@ -1,0 +1,183 @@
+"""The kernels on a GPU against float64, on inputs that no run has seen before; outputs start as NaN.
+
+A tensor core cuts its sums to fp32 where a CPU rounds, and aligns the terms of a product before it adds them: an error
+of up to 2^-22 per step (twice a cut's 2^-23). Bounds are those of tests/plugins with four times the roundings.
+"""
+
+import numpy as np
+import pytest
+from attention_harness import Heads, Result, random_step
+from attention_harness import reference as attention_reference
+from matmul_harness import Fp16Matrix, activations, assert_product, pack, random_matrix
+from test_norm import EPSILON, assert_normed
+
+pytestmark = pytest.mark.gpu
+
+CUT = 4
+SHAPES = [(1, 64), (17, 192), (33, 1088), (48, 4544)]  # N, K: ragged in both
+LARGE = [(4096, 4096), (4672, 4544), (4096, 11008), (50257, 768), (64, 28672)]
+
+
+def roundings(K):
+    """Of any one term, at most: one per step of 16 along K in its warp, over warps, groups and the end."""
+    return CUT * (K // 16 + 200)
+
+
+def stored(matrix):
+    packed = pack if matrix.bits == 4 else np.asarray
+    return [packed(matrix.q).view(np.int8), matrix.scales, packed(matrix.zeros).view(np.int8)]
+
+
+def run_matmul(device, matrix, x, bias=None, dtype=np.float16):
+    N, K = matrix.q.shape
+    op = device.op(f"Int{matrix.bits}MatMul", K=K, N=N, group_size=matrix.group_size, has_bias=int(bias is not None),
+                   fp32_output=int(dtype == np.float32))
+    inputs = [device.put(each) for each in (x, *stored(matrix), *([] if bias is None else [bias]))]
+    y = device.poisoned((len(x), N), dtype)
+    op.run(inputs, [y])
+    return device.get(y)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8, 9, 33, 130])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (4, 64), (8, 128), (8, 64)])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_integer_matmul(device, rng, shape, bits, group_size, rows):
+    N, K = shape
+    matrix, x = random_matrix(rng, N, K, group_size, bits), activations(rng, rows, K)
+    bias = rng.standard_normal(N).astype(np.float16)
+    assert_product(run_matmul(device, matrix, x, bias), matrix, x, roundings(K), bias=bias)
+
+
+@pytest.mark.parametrize("group_size", [128, 64])
+@pytest.mark.parametrize(("N", "K"), LARGE)
+def test_integer_matmul_large(device, rng, N, K, group_size):
+    matrix, x = random_matrix(rng, N, K, group_size), activations(rng, 2, K, outliers=30)
+    y = run_matmul(device, matrix, x, dtype=np.float32)
+    assert_product(y, matrix, x, roundings(K))
+    exact = x.astype(np.float64) @ matrix.weights.T
+    assert (np.abs(y - exact).max(1) <= 1e-3 * np.linalg.norm(exact, axis=1)).all()
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64])
+@pytest.mark.parametrize(("N", "K"), SHAPES)
+def test_fp16_matmul(device, rng, N, K, rows):
+    weight, x = rng.standard_normal((N, K)).astype(np.float16), activations(rng, rows, K)
+    y = device.poisoned((rows, N))
+    device.op("Fp16MatMul", K=K, N=N).run([device.put(x), device.put(weight)], [y])
+    assert_product(device.get(y), Fp16Matrix(weight), x, roundings(K))
+
+
+def test_everything_around_a_matmul(device, rng):
+    matrix, x = random_matrix(rng, 2 * 48, 1088, 64), activations(rng, 2, 1088)
+    linear = {"norm": "rms", "norm_weight": rng.standard_normal(1088).astype(np.float32), "activation": "silu",
+              "gated": 1, "act_scale": np.exp(rng.standard_normal(48)).astype(np.float32),
+              "residual": rng.standard_normal((2, 48)).astype(np.float16)}
+    op = device.op("Int4MatMul", K=1088, N=96, group_size=64, norm=1, norm_epsilon=EPSILON, activation=4, gated=1,
+                   has_act_scale=1, has_residual=1)
+    extras = [linear[name] for name in ("norm_weight", "act_scale", "residual")]
+    y = device.poisoned((2, 48))
+    op.run([device.put(each) for each in (x, *stored(matrix), *extras)], [y])
+    assert_product(device.get(y), matrix, x, roundings(1088), **linear)
+
+
+def test_same_input_same_bits(device, rng):
+    matrix, x = random_matrix(rng, 400, 2112, 64), activations(rng, 5, 2112, outliers=3)
+    results = {run_matmul(device, matrix, x).tobytes() for _ in range(20)}
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf], ids=str)
+def test_non_finite_activations_reach_their_own_row_only(device, rng, special):
+    matrix, x = random_matrix(rng, 18, 320, 128), activations(rng, 6, 320)
+    clean = run_matmul(device, matrix, x)
+    x[4, 300] = special
+    y = run_matmul(device, matrix, x)
+    assert not np.isfinite(y[4]).any()
+    np.testing.assert_array_equal(np.delete(y, 4, 0), np.delete(clean, 4, 0))
+
+
+ATTENTIONS = [Heads(kv=2, share=2, size=size, rotary=size) for size in (64, 80, 96, 112, 128, 256)]
+ATTENTIONS += [Heads(kv=1, share=71, size=64, rotary=64), Heads(kv=2, share=4, size=128, rotary=32, window=100)]
+
+
+def run_attention(device, step):
+    heads = step.heads
+    op = device.op("CachedAttention", num_heads=heads.kv * heads.share, kv_num_heads=heads.kv, head_size=heads.size,
+                   scale=float(heads.scale), window=heads.window)
+    caches = [device.put(each[None]) for each in (step.key_cache, step.value_cache)]
+    inputs = [*(device.put(each[None]) for each in (step.q, step.k, step.v)), *caches,
+              *map(device.put, (np.array([step.past]), step.cosines, step.sines))]
+    y = device.poisoned((1, *step.q.shape))
+    op.run(inputs, [y, *caches])
+    return Result(device.get(y)[0], *(device.get(cache)[0] for cache in caches))
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("past", [0, 1, 63, 300])
+@pytest.mark.parametrize("heads", ATTENTIONS, ids=lambda heads: f"{heads.kv}x{heads.share}x{heads.size}")
+def test_attention(device, rng, heads, past, tokens):
+    step = random_step(rng, heads, past, tokens, capacity=512)
+    result = run_attention(device, step)
+    exact, bound = attention_reference(step, result)
+    assert (np.abs(result.y - exact) <= CUT * bound).all()
+    np.testing.assert_array_equal(result.key_cache[:, :past], step.key_cache[:, :past])
+    np.testing.assert_array_equal(result.value_cache[:, past:past + tokens],
+                                  step.v.reshape(tokens, heads.kv, heads.size).transpose(1, 0, 2))
+
+
+def test_attention_large(device, rng):
+    step = random_step(rng, Heads(kv=8, share=4, size=128, rotary=128), 4000, 1, capacity=4096)
+    result = run_attention(device, step)
+    exact, bound = attention_reference(step, result)
+    assert (np.abs(result.y - exact) <= CUT * bound).all()
+
+
+@pytest.mark.parametrize("size", [8, 768, 4544])
+@pytest.mark.parametrize("kind", ["rms_norm", "layer_norm"])
+def test_norms(device, rng, kind, size):
+    x, delta = (rng.standard_normal((3, size)).astype(np.float16) for _ in range(2))
+    weight = rng.standard_normal(size).astype(np.float32)
+    y, hidden = device.poisoned(x.shape), device.poisoned(x.shape)
+    op = device.op({"rms_norm": "RmsNorm", "layer_norm": "LayerNorm"}[kind], epsilon=EPSILON, has_delta=1)
+    op.run([device.put(each) for each in (x, delta, weight)], [y, hidden])
+    np.testing.assert_array_equal(device.get(hidden), x + delta)
+    assert_normed(kind, device.get(y), device.get(hidden), weight)
+
+
+@pytest.mark.parametrize("size", [1, 5003, 50257])
+def test_argmax(device, rng, size):
+    logits = rng.integers(-1000, 1000, (3, size)).astype(np.float32)  # with equals: the first wins
+    tokens = device.poisoned((3,), np.int64)
+    op = device.op("ArgMax")
+    for _ in range(3):
+        op.run([device.put(logits)], [tokens])
+        np.testing.assert_array_equal(device.get(tokens), logits.argmax(1))
+
+
+def test_read_ceiling_reads_everything(device, rng):
+    data, blocks = rng.integers(0, 2**32, 4 * 100_003, dtype=np.uint32), 7
+    sums = device.poisoned((blocks * 256,), np.uint32)
+    device.read_memory(device.put(data), sums, blocks)
+    assert device.get(sums).sum(dtype=np.uint32) == data.sum(dtype=np.uint32)
+
+
+def test_dependent_launch_changes_nothing(device, rng):
+    matrix, x = random_matrix(rng, 400, 2112, 128), activations(rng, 3, 2112)
+    plain = run_matmul(device, matrix, x)
+    device.library.edge_awq_set_dependent_launch(1)
+    try:
+        np.testing.assert_array_equal(run_matmul(device, matrix, x), plain)
+    finally:
+        device.library.edge_awq_set_dependent_launch(0)
+
+
+def test_a_captured_graph_computes_the_same(device, rng):
+    matrix, x = random_matrix(rng, 64, 256, 128), activations(rng, 1, 256)
+    op = device.op("Int4MatMul", K=256, N=64, group_size=128)
+    inputs, y = [device.put(each) for each in (x, *stored(matrix))], device.poisoned((1, 64))
+    workspace = op.workspace(inputs)
+    graph = device.gpu.capture(lambda: op.launch(inputs, [y], workspace))
+    assert np.isnan(device.get(y)).all()  # captured, not run
+    assert graph.seconds() > 0
+    assert_product(device.get(y), matrix, x, roundings(256))
+    graph.close()

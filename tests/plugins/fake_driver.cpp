@@ -1,0 +1,265 @@
+// A libcuda.so.1 for tests: device memory is host memory, kernels run on fibers, every call that matters is written
+// down. Faults are made to order. Streams are one: everything happens at once, or when a captured graph is launched.
+#include "../../plugins/harness.cpp"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <map>
+#include <set>
+
+namespace {
+
+constexpr int kInvalidValue = 1, kNotFound = 500;
+constexpr int kMultiprocessors = 16, kMajor = 75, kMinor = 76;
+constexpr size_t kMostArgumentBytes = 320;
+
+struct Arguments {  // larger than any kernel's: what lies behind them is copied too, and not read
+  unsigned char bytes[kMostArgumentBytes];
+};
+
+struct Recorded {
+  std::string kernel;
+  unsigned blocks, threads, shared_bytes;
+  Arguments arguments;
+};
+
+struct Module {
+  std::string image;
+};
+
+struct Fake {
+  std::string calls;  // a line each
+  std::map<std::string, int> settings = {{"compute_capability", 87}, {"multiprocessors", 16}, {"context", 1},
+                                         {"context_id", 1},          {"run", 1},              {"schedule", 0}};
+  std::map<std::string, int> faults;  // function: status
+  std::set<std::string> kernels;      // interned names: a CUfunction is one of these
+  std::map<void*, size_t> allocations;
+  std::vector<Recorded> captured;
+  bool is_capturing = false;
+  Arguments last;
+} fake;
+
+int outcome(const char* function) {
+  const auto fault = fake.faults.find(function);
+  return fault == fake.faults.end() ? 0 : fault->second;
+}
+
+void note(const std::string& line) { fake.calls += line + "\n"; }
+
+void* find_symbol(const char* name) {
+  Dl_info self;
+  dladdr(reinterpret_cast<void*>(&note), &self);
+  return dlsym(dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD), name);
+}
+
+// Copies as much as is mapped: how large a kernel's arguments are only the compiled kernel knows.
+Arguments copy_arguments(const void* from) {
+  Arguments copy{};
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t left = page - reinterpret_cast<uintptr_t>(from) % page;
+  unsigned char is_resident;
+  const bool has_next = mincore(const_cast<char*>(static_cast<const char*>(from)) + left, 1, &is_resident) == 0;
+  std::memcpy(&copy, from, has_next ? kMostArgumentBytes : std::min(left, kMostArgumentBytes));
+  return copy;
+}
+
+int run(const Recorded& launch) {
+  if (!fake.settings["run"]) return 0;
+  const auto kernel = reinterpret_cast<void (*)(Arguments)>(find_symbol(launch.kernel.c_str()));
+  fibers::state.dynamic_bytes = launch.shared_bytes;
+  const auto result = fibers::launch(launch.blocks, launch.threads, static_cast<unsigned>(fake.settings["schedule"]),
+                                     [&] { kernel(launch.arguments); });
+  return result == fibers::Outcome::kFinished && !fibers::state.overrun ? 0 : 719;  // CUDA_ERROR_LAUNCH_FAILED
+}
+
+int launch(const char* function, void* kernel, const unsigned (&grid)[3], const unsigned (&block)[3], unsigned shared,
+           void* stream, void** parameters, const std::string& attributes) {
+  const std::string& name = *static_cast<std::string*>(kernel);
+  std::string line = std::string(function) + " " + name;
+  for (unsigned value : grid) line += " " + std::to_string(value);
+  for (unsigned value : block) line += " " + std::to_string(value);
+  note(line + " " + std::to_string(shared) + " " + std::to_string(reinterpret_cast<uintptr_t>(stream)) + attributes);
+  fake.last = copy_arguments(parameters[0]);
+  if (const int status = outcome(function)) return status;
+  const Recorded recorded{name, grid[0], block[0], shared, fake.last};
+  if (!fake.is_capturing) return run(recorded);
+  fake.captured.push_back(recorded);
+  return 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+// ---- for tests ----
+
+const char* fake_calls() { return fake.calls.c_str(); }
+void fake_forget() { fake.calls.clear(); }
+void fake_set(const char* name, int value) { fake.settings[name] = value; }
+void fake_fail(const char* function, int status) { fake.faults[function] = status; }
+void fake_work() { fake.faults.clear(); }
+const void* fake_arguments() { return &fake.last; }
+int64_t fake_allocations() { return static_cast<int64_t>(fake.allocations.size()); }
+
+// ---- the driver ----
+
+int cuInit(unsigned) { return outcome("cuInit"); }
+int cuDriverGetVersion(int* version) { return *version = 12060, 0; }
+int cuDeviceGetCount(int* count) { return *count = 1, 0; }
+int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? 0 : 101; }
+int cuDeviceGetName(char* name, int size, int) { return std::snprintf(name, size, "fake"), 0; }
+int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = size_t{1} << 32, 0; }
+
+int cuGetErrorName(int status, const char** name) {
+  *name = status == kInvalidValue ? "CUDA_ERROR_INVALID_VALUE" : status == kNotFound ? "CUDA_ERROR_NOT_FOUND" : nullptr;
+  return *name ? 0 : kInvalidValue;
+}
+
+int cuGetErrorString(int status, const char** text) {
+  *text = status == kInvalidValue ? "invalid argument" : nullptr;
+  return *text ? 0 : kInvalidValue;
+}
+
+int cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinterpret_cast<void*>(1), 0; }
+int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+int cuCtxSetCurrent(void*) { return 0; }
+int cuCtxSynchronize() { return outcome("cuCtxSynchronize"); }
+
+int cuCtxGetCurrent(void** context) {
+  *context = reinterpret_cast<void*>(static_cast<uintptr_t>(fake.settings["context"]));
+  return outcome("cuCtxGetCurrent");
+}
+
+int cuCtxGetId(void*, unsigned long long* id) {
+  *id = static_cast<unsigned long long>(fake.settings["context_id"]);
+  return 0;
+}
+
+int cuCtxGetDevice(int* device) { return *device = 0, outcome("cuCtxGetDevice"); }
+
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+  const int capability = fake.settings["compute_capability"];
+  *value = attribute == kMajor   ? capability / 10
+           : attribute == kMinor ? capability % 10
+           : attribute == kMultiprocessors ? fake.settings["multiprocessors"] : 1;
+  return outcome("cuDeviceGetAttribute");
+}
+
+int cuModuleLoadData(void** module, const void* image) {
+  const std::string text(static_cast<const char*>(image), strnlen(static_cast<const char*>(image), 64));
+  note("cuModuleLoadData " + text.substr(0, text.find('\n')));
+  *module = new Module{text};
+  return outcome("cuModuleLoadData");
+}
+
+int cuModuleGetFunction(void** function, void*, const char* name) {
+  note(std::string("cuModuleGetFunction ") + name);
+  if (!find_symbol(name)) return kNotFound;
+  *function = const_cast<std::string*>(&*fake.kernels.insert(name).first);
+  return outcome("cuModuleGetFunction");
+}
+
+int cuFuncSetAttribute(void* function, int attribute, int value) {
+  note("cuFuncSetAttribute " + *static_cast<std::string*>(function) + " " + std::to_string(attribute) + " " +
+       std::to_string(value));
+  return outcome("cuFuncSetAttribute");
+}
+
+int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void* stream, void** parameters, void**) {
+  return launch("cuLaunchKernel", function, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, "");
+}
+
+struct Attribute {
+  int id;
+  char padding[4];
+  int value[16];
+};
+
+struct Config {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+  Attribute* attributes;
+  unsigned count;
+};
+
+int cuLaunchKernelEx(const Config* config, void* function, void** parameters, void**) {
+  std::string attributes;
+  for (unsigned i = 0; i < config->count; ++i)
+    attributes += " " + std::to_string(config->attributes[i].id) + "=" + std::to_string(config->attributes[i].value[0]);
+  return launch("cuLaunchKernelEx", function, config->grid, config->block, config->shared, config->stream, parameters,
+                attributes);
+}
+
+int cuMemAlloc_v2(void** address, size_t bytes) {
+  note("cuMemAlloc " + std::to_string(bytes));
+  if (const int status = outcome("cuMemAlloc_v2")) return status;
+  *address = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  std::memset(*address, 0xff, bytes);  // as memory is that was somebody's: not zero
+  fake.allocations[*address] = bytes;
+  return 0;
+}
+
+int cuMemFree_v2(void* address) {
+  if (!fake.allocations.erase(address)) return kInvalidValue;
+  std::free(address);
+  return 0;
+}
+
+int cuMemGetInfo_v2(size_t* available, size_t* total) { return *available = *total = size_t{1} << 32, 0; }
+int cuMemsetD8_v2(void* address, unsigned char value, size_t bytes) {
+  std::memset(address, value, bytes);
+  return outcome("cuMemsetD8_v2");
+}
+int cuMemsetD8Async(void* address, unsigned char value, size_t bytes, void*) {
+  return cuMemsetD8_v2(address, value, bytes);
+}
+int cuMemcpyHtoD_v2(void* to, const void* from, size_t bytes) { return std::memcpy(to, from, bytes), 0; }
+int cuMemcpyDtoH_v2(void* to, const void* from, size_t bytes) { return std::memcpy(to, from, bytes), 0; }
+
+int cuStreamCreate(void** stream, unsigned) { return *stream = reinterpret_cast<void*>(2), 0; }
+int cuStreamDestroy_v2(void*) { return 0; }
+int cuStreamSynchronize(void*) { return outcome("cuStreamSynchronize"); }
+
+int cuStreamBeginCapture_v2(void*, int) {
+  fake.captured.clear();
+  fake.is_capturing = true;
+  return 0;
+}
+
+int cuStreamEndCapture(void*, void** graph) {
+  fake.is_capturing = false;
+  *graph = new std::vector<Recorded>(fake.captured);
+  return 0;
+}
+
+int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+  *executable = new std::vector<Recorded>(*static_cast<std::vector<Recorded>*>(graph));
+  return 0;
+}
+
+int cuGraphLaunch(void* executable, void*) {
+  for (const Recorded& each : *static_cast<std::vector<Recorded>*>(executable))
+    if (const int status = run(each)) return status;
+  return outcome("cuGraphLaunch");
+}
+
+int cuGraphDestroy(void* graph) { return delete static_cast<std::vector<Recorded>*>(graph), 0; }
+int cuGraphExecDestroy(void* graph) { return delete static_cast<std::vector<Recorded>*>(graph), 0; }
+
+using Clock = std::chrono::steady_clock;
+int cuEventCreate(void** event, unsigned) { return *event = new Clock::time_point, 0; }
+int cuEventRecord(void* event, void*) { return *static_cast<Clock::time_point*>(event) = Clock::now(), 0; }
+int cuEventSynchronize(void*) { return 0; }
+int cuEventDestroy_v2(void* event) { return delete static_cast<Clock::time_point*>(event), 0; }
+int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+  const auto span = *static_cast<Clock::time_point*>(end) - *static_cast<Clock::time_point*>(start);
+  *milliseconds = std::chrono::duration<float, std::milli>(span).count();
+  return 0;
+}
+
+}  // extern "C"

@@ -1,0 +1,246 @@
+"""Ops through the library: created from attributes, shapes asked and refused, results computed on fibers."""
+
+import numpy as np
+import pytest
+from attention_harness import Heads, Result, random_step
+from attention_harness import reference as attention_reference
+from kernel_harness import KernelError, guarded, poisoned
+from library_harness import Device, tensors
+from matmul_harness import (
+    ACTIVATIONS,
+    NORMS,
+    Fp16Matrix,
+    activations,
+    assert_product,
+    pack,
+    random_matrix,
+)
+from test_norm import assert_normed
+
+ROUNDINGS = 400  # more than any term of these small products passes through
+
+
+@pytest.fixture(scope="module")
+def shared_device():
+    return Device.make()
+
+
+@pytest.fixture
+def device(shared_device):
+    shared_device.reset()
+    return shared_device
+
+
+def weight_tensors(matrix):
+    stored = pack if matrix.bits == 4 else np.asarray
+    return [guarded(each.view(np.int8) if each.dtype == np.uint8 else each)
+            for each in (stored(matrix.q), matrix.scales, stored(matrix.zeros))]
+
+
+@pytest.mark.parametrize("fp32_output", [0, 1])
+@pytest.mark.parametrize("has_bias", [0, 1])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (4, 64), (8, 128), (8, 64)])
+def test_integer_matmul(device, rng, bits, group_size, has_bias, fp32_output):
+    matrix, x = random_matrix(rng, 19, 192, group_size, bits), activations(rng, 3, 192)
+    bias = rng.standard_normal(19).astype(np.float16)
+    op = device.create(f"Int{bits}MatMul", K=192, N=19, group_size=group_size, has_bias=has_bias,
+                       fp32_output=fp32_output)
+    y = poisoned(1, 3, 19, dtype=np.float32 if fp32_output else np.float16)
+    inputs = [guarded(x[None]), *weight_tensors(matrix), *([guarded(bias)] if has_bias else [])]
+    op.run(inputs, [y])
+    assert_product(y[0], matrix, x, ROUNDINGS, **({"bias": bias} if has_bias else {}))
+    op.close()
+
+
+def run_linear(device, matrix, x, **linear):
+    """An Int4MatMul with what common/linear.h has around it; names as in Matrix.matmul()."""
+    N, K = matrix.shape
+    attributes = {f"has_{name}": 1 for name in ("norm_bias", "bias", "act_scale", "residual") if name in linear}
+    attributes |= {"norm": NORMS.index(linear.get("norm")), "gated": linear.get("gated", 0),
+                   "activation": ACTIVATIONS.index(linear.get("activation"))}
+    op = device.create("Int4MatMul", K=K, N=N, group_size=matrix.group_size, **attributes)
+    extras = [guarded(linear[name]) for name in ("norm_weight", "norm_bias", "bias", "act_scale", "residual")
+              if name in linear]
+    y = poisoned(len(x), N // 2 if linear.get("gated") else N)
+    op.run([guarded(x), *weight_tensors(matrix), *extras], [y])
+    return y
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_matmul_after_a_norm(device, rng, kind):
+    matrix, x = random_matrix(rng, 20, 192, 64), activations(rng, 3, 192)
+    linear = {"norm": kind, "norm_weight": rng.standard_normal(192).astype(np.float32)}
+    if kind == "layer":
+        linear["norm_bias"] = rng.standard_normal(192).astype(np.float32)
+    assert_product(run_linear(device, matrix, x, **linear), matrix, x, ROUNDINGS, **linear)
+
+
+@pytest.mark.parametrize("rows", [2, 20])
+def test_matmul_with_gate_scale_and_residual(device, rng, rows):
+    matrix, x = random_matrix(rng, 2 * 21, 192, 64), activations(rng, rows, 192)
+    linear = {"activation": "silu", "gated": 1, "bias": rng.standard_normal(42).astype(np.float16),
+              "act_scale": np.exp(rng.standard_normal(21)).astype(np.float32),
+              "residual": rng.standard_normal((rows, 21)).astype(np.float16)}
+    assert_product(run_linear(device, matrix, x, **linear), matrix, x, ROUNDINGS, **linear)
+
+
+@pytest.mark.parametrize("rows", [9, 40, 130])
+def test_matmul_of_many_rows_is_split_over_the_device(device, rng, rows):
+    matrix, x = random_matrix(rng, 70, 1088, 128), activations(rng, rows, 1088)
+    for _ in range(2):  # counters are zero again after the first
+        assert_product(run_linear(device, matrix, x), matrix, x, 2 * ROUNDINGS)
+    kernel, blocks = device.calls("cuLaunchKernel")[0].split()[:2]
+    assert kernel == f"int4_matmul_{next(tile for tile in (16, 32, 64, 128) if rows <= tile or tile == 128)}"
+    assert 1 < int(blocks) <= 16
+
+
+@pytest.mark.parametrize("has_bias", [0, 1])
+def test_fp16_matmul(device, rng, has_bias):
+    weight, x = rng.standard_normal((19, 192)).astype(np.float16), activations(rng, 2, 192)
+    bias = rng.standard_normal(19).astype(np.float16)
+    op, y = device.create("Fp16MatMul", K=192, N=19, has_bias=has_bias), poisoned(2, 19)
+    op.run([guarded(x), guarded(weight), *([guarded(bias)] if has_bias else [])], [y])
+    assert_product(y, Fp16Matrix(weight), x, ROUNDINGS, **({"bias": bias} if has_bias else {}))
+
+
+@pytest.mark.parametrize("packed", [0, 1])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_attention_over_several_splits(device, rng, tokens, packed):
+    heads = Heads(kv=2, share=3, size=64, rotary=32, window=200)
+    step = random_step(rng, heads, past=260, tokens=tokens, capacity=320)
+    op = device.create("CachedAttention", num_heads=6, kv_num_heads=2, head_size=64, scale=heads.scale, window=200,
+                       packed_qkv=packed)
+    new = [np.concatenate([step.q, step.k, step.v], axis=1)] if packed else [step.q, step.k, step.v]
+    caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
+    inputs = [*(guarded(each[None]) for each in new), *caches,
+              *map(guarded, (np.array([step.past]), step.cosines, step.sines))]
+    for _ in range(2):  # counters are zero again after the first; the second appends the same rows in the same places
+        y = poisoned(1, *step.q.shape)
+        op.run(inputs, [y, *caches])
+        exact, bound = attention_reference(step, Result(y[0], caches[0][0], caches[1][0]))
+        assert (np.abs(y[0] - exact) <= bound).all()
+    splits, tiles = 5, 1  # 16 multiprocessors, 2 KV heads, 320 rows of at least 64 each
+    assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == 2 * [
+        ["decode_attention_64", str(2 * tiles * splits)]]
+
+
+def test_attention_refuses_a_cache_in_two_places(device, rng):
+    heads = Heads()
+    step = random_step(rng, heads, past=3)
+    op = device.create("CachedAttention", num_heads=2, kv_num_heads=2, head_size=64, scale=1.0, window=0)
+    caches = [each[None].copy() for each in (step.key_cache, step.value_cache)]
+    inputs = [*(each[None] for each in (step.q, step.k, step.v)), *caches, np.array([step.past]), step.cosines,
+              step.sines]
+    with pytest.raises(KernelError, match=r"present_key is not the memory of past_key: bind both to one address"):
+        op.run(inputs, [poisoned(1, *step.q.shape), caches[0].copy(), caches[1]])
+    assert not device.calls("cuLaunchKernel")
+
+
+@pytest.mark.parametrize("has_delta", [0, 1])
+@pytest.mark.parametrize("kind", ["rms_norm", "layer_norm"])
+def test_norms(device, rng, kind, has_delta):
+    x, delta = (rng.standard_normal((2, 72)).astype(np.float16) for _ in range(2))
+    weight = rng.standard_normal(72).astype(np.float32)
+    op = device.create({"rms_norm": "RmsNorm", "layer_norm": "LayerNorm"}[kind], epsilon=1e-5, has_delta=has_delta)
+    outputs = [poisoned(2, 72) for _ in range(1 + has_delta)]
+    op.run([guarded(x), *([guarded(delta)] if has_delta else []), guarded(weight)], outputs)
+    hidden = outputs[1] if has_delta else x
+    if has_delta:
+        np.testing.assert_array_equal(hidden, x + delta)  # numpy rounds the sum to fp16, as the kernel does
+    assert_normed(kind, outputs[0], hidden, weight)
+
+
+@pytest.mark.parametrize("size", [5, 9000])
+def test_argmax(device, rng, size):
+    logits, tokens = rng.standard_normal((2, size)).astype(np.float32), np.full(2, -1)
+    op = device.create("ArgMax")
+    for _ in range(2):
+        op.run([guarded(logits)], [tokens])
+        np.testing.assert_array_equal(tokens, logits.argmax(1))
+
+
+def test_memory_for_counters_is_kept_and_freed(device, rng):
+    before = device.driver.fake_allocations()
+    op = device.create("ArgMax")
+    for rows in (2, 1, 2):
+        op.run([np.zeros((rows, 3), np.float32)], [np.zeros(rows, np.int64)])
+    assert device.calls("cuMemAlloc") == ["8"]
+    op.close()
+    assert device.driver.fake_allocations() == before
+
+
+def test_prepare_does_what_a_capture_forbids(device):
+    op, logits = device.create("ArgMax"), np.zeros((2, 3), np.float32)
+    assert device.library.edge_awq_prepare(op.handle, tensors([logits]), 1) == 0
+    device.driver.fake_forget()
+    op.run([logits], [np.zeros(2, np.int64)])
+    assert [line.split()[0] for line in device.driver.fake_calls().decode().splitlines()] == ["cuLaunchKernel"]
+
+
+@pytest.mark.parametrize(("function", "text"), [
+    ("cuMemAlloc_v2", r"ArgMax: cuMemAlloc: .* \(8 bytes\)"), ("cuMemsetD8_v2", "ArgMax: cuMemsetD8: "),
+    ("cuStreamSynchronize", "ArgMax: cuMemsetD8: ")])
+def test_memory_errors_are_reported(device, function, text):
+    before = device.driver.fake_allocations()
+    device.fail(function, 2)
+    op = device.create("ArgMax")
+    with pytest.raises(KernelError, match=text):
+        op.run([np.zeros((2, 3), np.float32)], [np.zeros(2, np.int64)])
+    assert device.driver.fake_allocations() == before
+
+
+GOOD = {"K": 128, "N": 8, "group_size": 128}
+ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125, "window": 0}
+
+
+@pytest.mark.parametrize(("op", "attributes", "text"), [
+    ("Int4MatMul", GOOD | {"K": 96}, "Int4MatMul: K = 96"),
+    ("Int4MatMul", GOOD | {"N": 0}, "Int4MatMul: N = 0"),
+    ("Int4MatMul", GOOD | {"group_size": 32}, "Int4MatMul: group_size = 32"),
+    ("Int8MatMul", {"K": 128, "N": 8}, "Int8MatMul: attribute group_size is missing"),
+    ("Fp16MatMul", GOOD, "Fp16MatMul: unknown attribute group_size"),
+    ("Int4MatMul", GOOD | {"gated": 1, "N": 7}, "Int4MatMul: N = 7 is odd"),
+    ("Int4MatMul", GOOD | {"activation": 9}, "Int4MatMul: activation = 9"),
+    ("Int4MatMul", GOOD | {"norm": 1, "has_norm_bias": 1}, "Int4MatMul: norm = 1 has no bias"),
+    ("Int4MatMul", GOOD | {"has_norm_bias": 1}, "Int4MatMul: norm = 0, but there is a weight or bias"),
+    ("Int4MatMul", GOOD | {"K": 128.0}, "K must be a whole number"),
+    ("Int4MatMul", GOOD | {"contract_version": 99}, "the engine was built for contract version 99, this library has 1"),
+    ("CachedAttention", ATTENTION | {"head_size": 72}, "head_size = 72"),
+    ("CachedAttention", ATTENTION | {"num_heads": 3}, "num_heads = 3"),
+    ("CachedAttention", ATTENTION | {"window": -1}, "window = -1"),
+    ("RmsNorm", {"epsilon": 0.0}, "epsilon = 0.0"),
+    ("Softmax", {}, "Softmax: no such op"),
+], ids=lambda value: value if isinstance(value, str) and " " in value else "")
+def test_attributes_are_refused_by_name_and_value(device, op, attributes, text):
+    with pytest.raises(KernelError, match=text):
+        device.create(op, **attributes)
+
+
+def matmul_inputs(**changes):
+    arrays = {"x": np.zeros((1, 128), np.float16), "qweight": np.zeros((8, 64), np.int8),
+              "scales": np.zeros((8, 1), np.float16), "zero_points": np.zeros((8, 1), np.int8)}
+    return list((arrays | changes).values())
+
+
+@pytest.mark.parametrize(("changes", "text"), [
+    ({"x": np.zeros((1, 64), np.float16)}, r"x has shape \[1, 64\], not \[.., 128\]"),
+    ({"x": np.zeros((0, 128), np.float16)}, "x has no rows"),
+    ({"qweight": np.zeros((8, 128), np.int8)}, r"qweight has shape \[8, 128\], not \[8, 64\]"),
+    ({"scales": np.zeros((4, 1), np.float16)}, r"scales has shape \[4, 1\], not \[8, 1\]"),
+    ({"zero_points": np.zeros(8, np.int8)}, r"zero_points has shape \[8\], not \[8, 1\]"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_shapes_are_refused(device, changes, text):
+    with pytest.raises(KernelError, match=f"Int4MatMul: {text}"):
+        inputs = matmul_inputs(**changes)
+        device.create("Int4MatMul", **GOOD).run(inputs, [np.zeros((len(inputs[0]), 8), np.float16)])
+    assert not device.calls("cuLaunchKernel")
+
+
+def test_numbers_of_tensors_and_output_shapes_are_checked(device):
+    op = device.create("Int4MatMul", **GOOD)
+    with pytest.raises(KernelError, match="3 inputs, not 4"):
+        op.run(matmul_inputs()[:3], [np.zeros((1, 8), np.float16)], workspace=np.zeros(1))
+    with pytest.raises(KernelError, match="0 outputs, not 1"):
+        op.run(matmul_inputs(), [])
+    with pytest.raises(KernelError, match=r"y has shape \[1, 9\], not \[1, 8\]"):
+        op.run(matmul_inputs(), [np.zeros((1, 9), np.float16)])
