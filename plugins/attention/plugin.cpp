@@ -1,5 +1,5 @@
-// CachedAttention as an op: q, k, v (or qkv), past_key, past_value, past_length, cos, sin -> y, present_key,
-// present_value. The cache is overwritten in place: present_* are past_*'s memory.
+// CachedAttention as an op: q, k, v (or qkv), past_key, past_value, past_length, cos, sin, slopes -> y,
+// present_key, present_value. The cache is overwritten in place: present_* are past_*'s memory.
 #include <algorithm>
 
 #include "../library/launch.h"
@@ -10,20 +10,18 @@
 namespace edge_awq {
 namespace {
 
-constexpr int kPositionsPerSplit = 64;  // at least, of the capacity: below, merging costs more than it brings
-constexpr int kMostSplits = 64;
 constexpr int kMostMultiprocessors = 192;  // of any GPU; what memory is planned for where there is none
 
 // q, k, v fp16 [1, tokens, heads * head_size], or with packed_qkv one tensor [1, tokens, all heads * head_size];
-// past_* fp16 [1, kv_num_heads, capacity, head_size]; past_length int64 [1]; cos, sin fp32 [capacity or more, half];
-// y fp16 [1, tokens, num_heads * head_size].
+// past_* fp16 [1, kv_num_heads, capacity, head_size]; past_length int64 [1]; cos, sin fp32 [capacity or more, half],
+// half 0 where nothing is rotated; slopes fp32 [num_heads], zeros where there is no ALiBi; y fp16 [1, tokens, num_heads * head_size].
 class CachedAttentionOp final : public Op {
  public:
-  enum Value { kNumHeads, kKvNumHeads, kHeadSize, kScale, kWindow, kPackedQkv };  // the order of attributes()
+  enum Value { kNumHeads, kKvNumHeads, kHeadSize, kScale, kWindow, kSoftcap, kPackedQkv };  // the order of attributes()
 
   static std::vector<Attribute> attributes() {
     return {{"num_heads"}, {"kv_num_heads"}, {"head_size"}, {"scale", true}, {"window"},
-            {"packed_qkv", false, false}};
+            {"softcap", true}, {"packed_qkv", false, false}};
   }
 
   const char* name() const override { return "CachedAttention"; }
@@ -33,7 +31,8 @@ class CachedAttentionOp final : public Op {
     std::vector<InputSpec> all = {{is_packed() ? "qkv" : "q", Type::kFloat16}};
     if (!is_packed()) all.insert(all.end(), {{"k", Type::kFloat16}, {"v", Type::kFloat16}});
     all.insert(all.end(), {{"past_key", Type::kFloat16}, {"past_value", Type::kFloat16},
-                           {"past_length", Type::kInt64}, {"cos", Type::kFloat32}, {"sin", Type::kFloat32}});
+                           {"past_length", Type::kInt64}, {"cos", Type::kFloat32}, {"sin", Type::kFloat32},
+                           {"slopes", Type::kFloat32}});
     return all;
   }
 
@@ -67,6 +66,8 @@ class CachedAttentionOp final : public Op {
           (cache[i].dims[0] > 0 && cache[i].dims[0] < cache[0].dims[2]))
         return mismatch(i == 3 ? "cos" : "sin", cache[i], "[%lld or more, rotary_size / 2]",
                         static_cast<long long>(cache[0].dims[2]));
+    if (cache[5].rank != 1 || !is_size(cache[5].dims[0], integer(kNumHeads)))
+      return mismatch("slopes", cache[5], "[%d]", integer(kNumHeads));
     return "";
   }
 
@@ -102,6 +103,7 @@ class CachedAttentionOp final : public Op {
     a.past_length = static_cast<const int64_t*>(call.inputs[key + 2]);
     a.cosines = static_cast<const float*>(call.inputs[key + 3]);
     a.sines = static_cast<const float*>(call.inputs[key + 4]);
+    a.slopes = static_cast<const float*>(call.inputs[key + 5]);
     a.y = static_cast<Half*>(call.outputs[0]);
     a.partial = static_cast<float*>(call.workspace);
     a.finished = zeroed_.get();
@@ -125,17 +127,16 @@ class CachedAttentionOp final : public Op {
     a.capacity = capacity;
     a.window = integer(kWindow);
     a.scale = static_cast<float>(values[kScale]);
+    a.softcap = static_cast<float>(values[kSoftcap]);
     a.splits = 1;
     return a;
   }
 
-  // With as many splits as give every multiprocessor a block.
+  // With the splits that suit a full cache.
   static DecodeAttentionArguments split(DecodeAttentionArguments a) {
     Device device;
     if (!current_device(device).empty()) device.multiprocessors = kMostMultiprocessors;
-    const int blocks = decode_attention_counters(a);
-    const int most = std::clamp((a.capacity + kPositionsPerSplit - 1) / kPositionsPerSplit, 1, kMostSplits);
-    a.splits = std::clamp((device.multiprocessors + blocks - 1) / blocks, 1, most);
+    a.splits = decode_attention_splits(a, device.multiprocessors, a.capacity);
     return a;
   }
 };

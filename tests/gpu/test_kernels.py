@@ -98,15 +98,16 @@ def test_non_finite_activations_reach_their_own_row_only(device, rng, special):
 
 ATTENTIONS = [Heads(kv=2, share=2, size=size, rotary=size) for size in (64, 80, 96, 112, 128, 256)]
 ATTENTIONS += [Heads(kv=1, share=71, size=64, rotary=64), Heads(kv=2, share=4, size=128, rotary=32, window=100)]
+ATTENTIONS += [Heads(kv=4, size=128, rotary=0, alibi=True), Heads(kv=2, share=2, size=256, rotary=256, softcap=50.0)]
 
 
 def run_attention(device, step):
     heads = step.heads
     op = device.op("CachedAttention", num_heads=heads.kv * heads.share, kv_num_heads=heads.kv, head_size=heads.size,
-                   scale=float(heads.scale), window=heads.window)
+                   scale=float(heads.scale), window=heads.window, softcap=heads.softcap)
     caches = [device.put(each[None]) for each in (step.key_cache, step.value_cache)]
     inputs = [*(device.put(each[None]) for each in (step.q, step.k, step.v)), *caches,
-              *map(device.put, (np.array([step.past]), step.cosines, step.sines))]
+              *map(device.put, (np.array([step.past]), step.cosines, step.sines, heads.op_slopes))]
     y = device.poisoned((1, *step.q.shape))
     op.run(inputs, [y, *caches])
     return Result(device.get(y)[0], *(device.get(cache)[0] for cache in caches))
@@ -114,7 +115,8 @@ def run_attention(device, step):
 
 @pytest.mark.parametrize("tokens", [1, 4])
 @pytest.mark.parametrize("past", [0, 1, 63, 300])
-@pytest.mark.parametrize("heads", ATTENTIONS, ids=lambda heads: f"{heads.kv}x{heads.share}x{heads.size}")
+@pytest.mark.parametrize("heads", ATTENTIONS, ids=lambda heads: (
+    f"{heads.kv}x{heads.share}x{heads.size}" + "-alibi" * heads.alibi + "-softcap" * bool(heads.softcap)))
 def test_attention(device, rng, heads, past, tokens):
     step = random_step(rng, heads, past, tokens, capacity=512)
     result = run_attention(device, step)

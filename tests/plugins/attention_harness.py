@@ -49,6 +49,11 @@ class Heads:
         return (2.0 ** np.linspace(-1, -8, heads)).astype(np.float32) if self.alibi else None
 
     @property
+    def op_slopes(self) -> np.ndarray:
+        """As the op takes them: zeros where there is no ALiBi."""
+        return np.zeros(self.kv * self.share, np.float32) if self.slopes is None else self.slopes
+
+    @property
     def scale(self) -> float:
         return self.size**-0.5
 

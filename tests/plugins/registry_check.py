@@ -63,7 +63,7 @@ def main():
     before = len(creators())
     handle = registry.load_library(sys.argv[2])
     matmul = {"K": 128, "N": 8, "group_size": 128}
-    attention = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125, "window": 0}
+    attention = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125, "window": 0, "softcap": 0.0}
     findings = {
         "version": trt.__version__,
         "before": before,

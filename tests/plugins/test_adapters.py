@@ -17,8 +17,8 @@ from edge_awq.export import ops
 MATMUL = {"K": 192, "N": 19, "group_size": 128}
 MATMUL_TYPES = [HALF, INT8, HALF, INT8, HALF]  # x, qweight, scales, zero_points; y
 HEADS = Heads(kv=2, share=2, size=64, rotary=64)
-ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": HEADS.scale, "window": 0}
-ATTENTION_TYPES = [HALF, HALF, HALF, HALF, HALF, INT64, FLOAT, FLOAT, HALF, HALF, HALF]
+ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": HEADS.scale, "window": 0, "softcap": 0.0}
+ATTENTION_TYPES = [HALF, HALF, HALF, HALF, HALF, INT64, FLOAT, FLOAT, FLOAT, HALF, HALF, HALF]
 ROUNDINGS = 400
 
 
@@ -94,7 +94,7 @@ def test_creators_are_the_ops_with_the_contract_version(device, generation):
     (MATMUL | {"K": 100}, "Int4MatMul 'layer': K = 100 is not a multiple of 64"),
     ({"K": 128}, "Int4MatMul 'layer': attribute N is missing"),
     (MATMUL | {"colour": 1}, "Int4MatMul 'layer': unknown attribute colour"),
-    (MATMUL | {"contract_version": 7}, "built for contract version 7, this library has 1: build the engine again"),
+    (MATMUL | {"contract_version": 7}, "built for contract version 7, this library has 2: build the engine again"),
 ], ids=["value", "missing", "unknown", "contract"])
 def test_bad_fields_give_no_plugin_and_a_reason(device, generation, attributes, text):
     assert creators(device, generation)["Int4MatMul"].create(**attributes) is None
@@ -146,7 +146,7 @@ def test_formats_are_asked_tensor_by_tensor(device, generation):
 def test_64_bit_integers_travel_as_two_words_in_8_6(device):
     plugin = creators(device, 8)["CachedAttention"].create(**ATTENTION)
     types = [INT32 if kind == INT64 else kind for kind in ATTENTION_TYPES]
-    assert all(plugin.supports(i, [desc(8, (1,), kind) for kind in types], 8) for i in range(11))
+    assert all(plugin.supports(i, [desc(8, (1,), kind) for kind in types], 9) for i in range(12))
     choice = creators(device, 8)["ArgMax"].create()
     assert choice.output_type(0) == INT32 and choice.output_shape(0, [[51, 52]]) == [51, 1002]
     assert creators(device, 10)["ArgMax"].create().output_types([FLOAT], 1) == [INT64]
@@ -157,12 +157,13 @@ def test_types_and_shapes_of_outputs(device, generation):
     product = creators(device, generation)["Int4MatMul"].create(**MATMUL, fp32_output=1)
     attention = creators(device, generation)["CachedAttention"].create(**ATTENTION)
     inputs = [[11, 12, 13], [21, 22], [31, 32], [41, 42]]
-    attended = [[11, 12, 13], [14, 15, 16], [17, 18, 19], [21, 22, 23, 24], [25, 26, 27, 28], [31], [41, 42], [51, 52]]
+    attended = [[11, 12, 13], [14, 15, 16], [17, 18, 19], [21, 22, 23, 24], [25, 26, 27, 28], [31], [41, 42],
+                [51, 52], [61]]
     present = [attended[0], attended[3], attended[4]]
     if generation == 10:
         assert product.output_count() == 1 and attention.output_count() == 3
         assert product.output_types(MATMUL_TYPES[:4], 1) == [FLOAT]
-        assert attention.output_types(ATTENTION_TYPES[:8], 3) == [HALF] * 3
+        assert attention.output_types(ATTENTION_TYPES[:9], 3) == [HALF] * 3
         assert product.output_shapes(inputs, 1) == [[11, 12, 1019]]
         assert attention.output_shapes(attended, 3) == present
         assert [attention.aliased_input(i) for i in range(4)] == [-1, 3, 4, -1]
@@ -245,7 +246,7 @@ def test_attention_runs_in_place(device, generation, rng):
     step = random_step(rng, HEADS, past=150, tokens=2, capacity=200)
     caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
     inputs = [*(guarded(each[None]) for each in (step.q, step.k, step.v)), *caches,
-              *map(guarded, (np.array([step.past]), step.cosines, step.sines))]
+              *map(guarded, (np.array([step.past]), step.cosines, step.sines, HEADS.op_slopes))]
     y = poisoned(1, *step.q.shape)
     shapes = descs(generation, inputs, ATTENTION_TYPES)
     largest = [ranged(10, each.shape, each.shape, kind) for each, kind in zip(inputs, ATTENTION_TYPES, strict=False)]

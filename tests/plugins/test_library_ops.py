@@ -103,34 +103,37 @@ def test_fp16_matmul(device, rng, has_bias):
     assert_product(y, Fp16Matrix(weight), x, ROUNDINGS, **({"bias": bias} if has_bias else {}))
 
 
+@pytest.mark.parametrize("adjusted", [{}, {"rotary": 0, "alibi": True}, {"softcap": 2.0}],
+                         ids=["plain", "alibi", "softcap"])
 @pytest.mark.parametrize("packed", [0, 1])
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_attention_over_several_splits(device, rng, tokens, packed):
-    heads = Heads(kv=2, share=3, size=64, rotary=32, window=200)
+def test_attention_over_several_splits(device, rng, tokens, packed, adjusted):
+    heads = Heads(**{"kv": 2, "share": 3, "size": 64, "rotary": 32, "window": 200} | adjusted)
     step = random_step(rng, heads, past=260, tokens=tokens, capacity=320)
     op = device.create("CachedAttention", num_heads=6, kv_num_heads=2, head_size=64, scale=heads.scale, window=200,
-                       packed_qkv=packed)
+                       softcap=heads.softcap, packed_qkv=packed)
     new = [np.concatenate([step.q, step.k, step.v], axis=1)] if packed else [step.q, step.k, step.v]
     caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
     inputs = [*(guarded(each[None]) for each in new), *caches,
-              *map(guarded, (np.array([step.past]), step.cosines, step.sines))]
+              *map(guarded, (np.array([step.past]), step.cosines, step.sines, heads.op_slopes))]
     for _ in range(2):  # counters are zero again after the first; the second appends the same rows in the same places
         y = poisoned(1, *step.q.shape)
         op.run(inputs, [y, *caches])
         exact, bound = attention_reference(step, Result(y[0], caches[0][0], caches[1][0]))
         assert (np.abs(y[0] - exact) <= bound).all()
-    splits, tiles = 5, 1  # 16 multiprocessors, 2 KV heads, 320 rows of at least 64 each
+    splits = {1: 5, 3: 8}[tokens]  # 320 rows: 4 warps with 16 each; 4 warps for 2 tiles, where merging counts
     assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == 2 * [
-        ["decode_attention_64", str(2 * tiles * splits)]]
+        ["decode_attention_64_adjusted", str(2 * splits)]]
 
 
 def test_attention_refuses_a_cache_in_two_places(device, rng):
     heads = Heads()
     step = random_step(rng, heads, past=3)
-    op = device.create("CachedAttention", num_heads=2, kv_num_heads=2, head_size=64, scale=1.0, window=0)
+    op = device.create("CachedAttention", num_heads=2, kv_num_heads=2, head_size=64, scale=1.0, window=0,
+                       softcap=0.0)
     caches = [each[None].copy() for each in (step.key_cache, step.value_cache)]
     inputs = [*(each[None] for each in (step.q, step.k, step.v)), *caches, np.array([step.past]), step.cosines,
-              step.sines]
+              step.sines, heads.op_slopes]
     with pytest.raises(KernelError, match=r"present_key is not the memory of past_key: bind both to one address"):
         op.run(inputs, [poisoned(1, *step.q.shape), caches[0].copy(), caches[1]])
     assert not device.calls("cuLaunchKernel")
@@ -190,7 +193,7 @@ def test_memory_errors_are_reported(device, function, text):
 
 
 GOOD = {"K": 128, "N": 8, "group_size": 128}
-ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125, "window": 0}
+ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125, "window": 0, "softcap": 0.0}
 
 
 @pytest.mark.parametrize(("op", "attributes", "text"), [
@@ -204,10 +207,11 @@ ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125,
     ("Int4MatMul", GOOD | {"norm": 1, "has_norm_bias": 1}, "Int4MatMul: norm = 1 has no bias"),
     ("Int4MatMul", GOOD | {"has_norm_bias": 1}, "Int4MatMul: norm = 0, but there is a weight or bias"),
     ("Int4MatMul", GOOD | {"K": 128.0}, "K must be a whole number"),
-    ("Int4MatMul", GOOD | {"contract_version": 99}, "the engine was built for contract version 99, this library has 1"),
+    ("Int4MatMul", GOOD | {"contract_version": 99}, "the engine was built for contract version 99, this library has 2"),
     ("CachedAttention", ATTENTION | {"head_size": 72}, "head_size = 72"),
     ("CachedAttention", ATTENTION | {"num_heads": 3}, "num_heads = 3"),
     ("CachedAttention", ATTENTION | {"window": -1}, "window = -1"),
+    ("CachedAttention", ATTENTION | {"softcap": -1.0}, "softcap = -1"),
     ("RmsNorm", {"epsilon": 0.0}, "epsilon = 0.0"),
     ("Softmax", {}, "Softmax: no such op"),
 ], ids=lambda value: value if isinstance(value, str) and " " in value else "")
