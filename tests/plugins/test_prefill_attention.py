@@ -1,4 +1,4 @@
-"""Prefill attention on the CPU against float64: head sizes, shared heads, tiles of rows and keys, windows, the cache."""
+"""Prefill attention on the CPU against float64: head sizes, shared heads, tiles, windows, biases, the cache."""
 
 import dataclasses
 
