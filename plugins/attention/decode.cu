@@ -25,14 +25,11 @@
 //
 // Sums are fp32; the weights, 0 to 1, are rounded to fp16, and it is the rounded ones that are added up. Warps are
 // merged in shared memory, splits by the block that finishes last, always in the same order: same input, same bits.
-#include "../common/device.h"
-#include "kernel.h"
+#include "scores.h"
 
 namespace edge_awq {
 
 constexpr int kKeyTile = 16;
-constexpr float kNothingSeen = -1e30f;  // a maximum below any score, and finite: its difference to itself is 0
-constexpr float kLog2E = 1.44269504f;
 
 // kAdjusted: with slopes or a soft-cap.
 template <int D, bool kAdjusted>
@@ -84,18 +81,6 @@ struct DecodeAttention {
   Half* const keys = a.key_cache + static_cast<int64_t>(kv_head) * a.capacity * D;
   Half* const values = a.value_cache + static_cast<int64_t>(kv_head) * a.capacity * D;
 
-  __device__ __forceinline__ static int at_most(int value, int most) { return value < most ? value : most; }
-  __device__ __forceinline__ static int at_least(int value, int least) { return value > least ? value : least; }
-
-  // Value d of a head, rotated to a position: pairs lie rotary_size / 2 apart.
-  __device__ __forceinline__ float rotated(const Half* head, int d, int position) const {
-    const int half = a.rotary_size / 2;
-    if (d >= 2 * half) return to_float(head[d]);
-    const int64_t angle = static_cast<int64_t>(position) * half + d % half;
-    const float partner = to_float(head[d < half ? d + half : d - half]) * a.sines[angle];
-    return multiply_add(to_float(head[d]), a.cosines[angle], d < half ? -partner : partner);
-  }
-
   // Writes the new tokens' keys and values into the cache, as far as they lie in this block's split: it alone reads
   // them. (Blocks of other query groups write the same bytes there.)
   __device__ __forceinline__ void append() const {
@@ -103,7 +88,7 @@ struct DecodeAttention {
       const int token = i / D, d = i % D, position = past + token;
       if (position < first_key || position >= end_key) continue;
       const int64_t source = static_cast<int64_t>(token) * a.kv_stride + kv_head * D;
-      keys[static_cast<int64_t>(position) * D + d] = to_half(rotated(a.k + source, d, position));
+      keys[static_cast<int64_t>(position) * D + d] = to_half(rotated(a, a.k + source, d, position));
       values[static_cast<int64_t>(position) * D + d] = a.v[source + d];
     }
   }
@@ -113,7 +98,7 @@ struct DecodeAttention {
       const int r = first_row + i / D, token = r / share;
       const Half* head = a.q + static_cast<int64_t>(token) * a.q_stride + (kv_head * share + r % share) * D;
       const bool real = i / D < own_rows;
-      shared.queries[i / D][i % D] = real ? to_half(rotated(head, i % D, at_most(past + token, length - 1))) : Half{0};
+      shared.queries[i / D][i % D] = real ? to_half(rotated(a, head, i % D, at_most(past + token, length - 1))) : Half{0};
     }
   }
 
@@ -121,14 +106,6 @@ struct DecodeAttention {
   __device__ __forceinline__ static Vector load(const Half* rows, int key, int end, int d) {
     const bool exists = key < end && d < D;
     return exists ? *reinterpret_cast<const Vector*>(rows + static_cast<int64_t>(key) * D + d) : Vector{0, 0, 0, 0};
-  }
-
-  // Scores between -softcap and softcap; of scores and results times log2 e. 1 - 2 / (1 + e^2x) is tanh x, within
-  // 2^-21 of 1.
-  __device__ __forceinline__ float capped(float score) const {
-    const float cap = a.softcap * kLog2E;
-    const float growth = power_of_two(score * (2.0f * kLog2E * reciprocal(cap)));
-    return multiply_add(-2.0f * cap, reciprocal(1.0f + growth), cap);
   }
 
   __device__ __forceinline__ void load_slopes(Shared& shared) const {
@@ -151,7 +128,7 @@ struct DecodeAttention {
     const float* const slopes = block_shared<Shared>().slopes + tile * kQueryTile + 2 * quarter;
     for (int i = 0; i < 4; ++i) scores[i] *= a.scale * kLog2E;
     if (kAdjusted && a.softcap != 0.0f)
-      for (int i = 0; i < 4; ++i) scores[i] = capped(scores[i]);
+      for (int i = 0; i < 4; ++i) scores[i] = capped(scores[i], a.softcap);
     for (int i = 0; i < 4; ++i) {
       const int key = first + row + 8 * (i / 2);
       const int position = past + (first_row + tile * kQueryTile + 2 * quarter + i % 2) / share;

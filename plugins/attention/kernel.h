@@ -1,4 +1,5 @@
-// CachedAttention for decoding as its callers see it: 1 to 8 new tokens, causal, rotary positions or ALiBi, cache in place.
+// CachedAttention as its callers see it: causal, rotary positions or ALiBi, cache in place. Decoding takes 1 to 8 new
+// tokens in one launch, prefill (prefill.h) any number in two.
 //
 //   y = softmax(scale * q @ keys.T) @ values over the cache and the new tokens, as edge_awq/export/ops.py defines it
 #pragma once
@@ -19,12 +20,12 @@ struct DecodeAttentionArguments {
   const float* sines;           // [capacity, rotary_size / 2]; the same
   const float* slopes;          // [num_heads], ALiBi: slope * (key's position - query's) joins a score; or null
   Half* y;                      // [tokens, num_heads * head_size]
-  float* partial;               // decode_attention_partial_floats() of them
-  unsigned* finished;           // decode_attention_counters() of them, zero before the first launch and after each
+  float* partial;               // decoding: decode_attention_partial_floats() of them
+  unsigned* finished;           // decoding: decode_attention_counters() of them, zero before and after each launch
   int tokens, num_heads, kv_num_heads, head_size, rotary_size, capacity;
   int q_stride, kv_stride;      // halves from one token to the next
   int window;                   // a query sees so many positions, itself included; 0: all
-  int splits;                   // of the cache, over blocks
+  int splits;                   // of the cache, over blocks; 1 for prefill
   float scale;
   float softcap;                // a score becomes softcap * tanh(score / softcap), before the bias; 0: as it is
 };

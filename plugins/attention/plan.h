@@ -61,23 +61,29 @@ inline int decode_attention_splits(const DecodeAttentionArguments& a, int multip
   return std::clamp(std::min({resident, useful, balanced}), 1, kMaxSplits);
 }
 
+// Why neither decoding nor prefill computes this, or an empty text.
+inline std::string attention_refusal(const DecodeAttentionArguments& a) {
+  if (a.kv_num_heads < 1 || a.num_heads < 1 || a.num_heads % a.kv_num_heads != 0)
+    return refusal("num_heads = %d, which kv_num_heads = %d do not divide", a.num_heads, a.kv_num_heads);
+  if (a.rotary_size < 0 || a.rotary_size > a.head_size || a.rotary_size % 2 != 0)
+    return refusal("rotary_size = %d, not an even number up to head_size = %d", a.rotary_size, a.head_size);
+  if (a.capacity < a.tokens) return refusal("capacity = %d, less than tokens = %d", a.capacity, a.tokens);
+  if (a.window < 0) return refusal("window = %d", a.window);
+  if (!(a.softcap >= 0.0f) || std::isinf(a.softcap)) return refusal("softcap = %g", static_cast<double>(a.softcap));
+  if (a.rotary_size > 0 && (!a.cosines || !a.sines))
+    return refusal("rotary_size = %d without tables of cosines and sines", a.rotary_size);
+  if (!is_aligned(a.key_cache) || !is_aligned(a.value_cache))
+    return refusal("the caches at %p and %p are not aligned to 16 bytes", a.key_cache, a.value_cache);
+  return "";
+}
+
 inline Launch plan(const DecodeAttentionArguments& a) {
   const char* kernel = decode_attention_kernel(a.head_size, a.slopes || a.softcap != 0.0f);
   if (!kernel) return refused("head_size = %d, not 64, 80, 96, 112, 128 or 256", a.head_size);
   if (a.tokens < 1 || a.tokens > 8) return refused("tokens = %d, not 1 to 8", a.tokens);
-  if (a.kv_num_heads < 1 || a.num_heads < 1 || a.num_heads % a.kv_num_heads != 0)
-    return refused("num_heads = %d, which kv_num_heads = %d do not divide", a.num_heads, a.kv_num_heads);
-  if (a.rotary_size < 0 || a.rotary_size > a.head_size || a.rotary_size % 2 != 0)
-    return refused("rotary_size = %d, not an even number up to head_size = %d", a.rotary_size, a.head_size);
-  if (a.capacity < a.tokens) return refused("capacity = %d, less than tokens = %d", a.capacity, a.tokens);
-  if (a.window < 0) return refused("window = %d", a.window);
+  if (const std::string reason = attention_refusal(a); !reason.empty()) return {nullptr, 0, 0, reason};
   if (a.splits < 1 || a.splits > kMaxSplits)
     return refused("splits = %d, not 1 to %d", a.splits, kMaxSplits);
-  if (!(a.softcap >= 0.0f) || std::isinf(a.softcap)) return refused("softcap = %g", static_cast<double>(a.softcap));
-  if (a.rotary_size > 0 && (!a.cosines || !a.sines))
-    return refused("rotary_size = %d without tables of cosines and sines", a.rotary_size);
-  if (!is_aligned(a.key_cache) || !is_aligned(a.value_cache))
-    return refused("the caches at %p and %p are not aligned to 16 bytes", a.key_cache, a.value_cache);
   const QueryTiles queries(a);
   const unsigned blocks = static_cast<unsigned>(a.kv_num_heads * queries.groups * a.splits);
   return {kernel, blocks, static_cast<unsigned>(32 * std::max(kMinWarps, queries.per_group)), ""};

@@ -306,6 +306,27 @@ __device__ __forceinline__ Vector load_matrices(const Vector* row) {
 #endif
 }
 
+// The same, each matrix turned: word i of what lane 4 * r + c gets is column r of matrix i, of rows 2 * c and the next.
+__device__ __forceinline__ Vector load_matrices_transposed(const Vector* row) {
+#ifdef __CUDACC__
+  Vector value;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.word[0]), "=r"(value.word[1]), "=r"(value.word[2]), "=r"(value.word[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+  return value;
+#else
+  const fibers::Exchange<Vector> rows(load_shared(row));
+  const int r = threadIdx.x % kWarpSize / 4, c = threadIdx.x % 4;
+  Vector value;
+  for (int i = 0; i < 4; ++i) {
+    const HalfPair upper = rows[8 * i + 2 * c].word[r / 2], lower = rows[8 * i + 2 * c + 1].word[r / 2];
+    value.word[i] = r % 2 ? high_halves(upper, lower) : low_halves(upper, lower);
+  }
+  return value;
+#endif
+}
+
 // ---- copies to shared memory, which nobody waits for until they are needed ----
 
 // 16 bytes from global memory, or zeros; past L1, and with what follows in their line of 128 bytes brought to L2.

@@ -1,4 +1,4 @@
-"""Decode attention on the CPU: the kernel by ctypes, and the same in float64."""
+"""Attention on the CPU: the kernels by ctypes, and the same in float64."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from kernel_harness import HALF_ROUNDOFF, HALF_SMALLEST, UNIT_ROUNDOFF, call, guarded, library, pointer, poisoned
+
+HEAD_SIZES = (64, 80, 96, 112, 128, 256)
 
 
 class DecodeAttentionArguments(ctypes.Structure):
@@ -60,7 +62,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Step:
-    """Tensors of one decode step, as they are before it.
+    """Tensors of one step, as they are before it.
 
     Attributes:
         q: float16 [tokens, heads * size]; k, v: float16 [tokens, kv heads * size].
@@ -101,10 +103,30 @@ def random_step(rng: np.random.Generator, heads: Heads, past: int, tokens: int =
 
 
 def run(step: Step, splits: int = 1, schedule: int = 0, fused: bool = False) -> Result:
-    """By the kernel, with q, k and v as tensors of their own, or fused into one [tokens, q | k | v].
+    """By the decode kernel, with q, k and v as tensors of their own, or fused into one [tokens, q | k | v].
 
     The workspace is poisoned; the counters must be zero again.
     """
+    arguments, result, _tensors = _prepared(step, splits, fused)
+    floats, counters = (getattr(library(), f"edge_awq_decode_attention_{what}")(ctypes.byref(arguments))
+                        for what in ("partial_floats", "counters"))
+    partial, finished = guarded(np.full(floats, np.nan, np.float32)), guarded(np.zeros(counters, np.uint32))
+    arguments.partial, arguments.finished = pointer(partial), pointer(finished)
+    call("edge_awq_decode_attention", arguments, schedule)
+    assert not finished.any()
+    return result
+
+
+def prefill(step: Step, schedule: int = 0, fused: bool = False, splits: int = 1) -> Result:
+    """By the two kernels of prefill; q, k and v as for run()."""
+    arguments, result, _tensors = _prepared(step, splits, fused)
+    call("edge_awq_append_kv", arguments, schedule)
+    call("edge_awq_prefill_attention", arguments, schedule)
+    return result
+
+
+def _prepared(step: Step, splits: int, fused: bool) -> tuple[DecodeAttentionArguments, Result, list[np.ndarray | None]]:
+    """A launch's arguments, what it will write, and the tensors that must live until it has."""
     heads, tokens = step.heads, len(step.q)
     y = poisoned(*step.q.shape)
     new = [guarded(each) for each in (step.q, step.k, step.v)]
@@ -120,13 +142,7 @@ def run(step: Step, splits: int = 1, schedule: int = 0, fused: bool = False) -> 
         *map(pointer, (*new, *caches, *tables)), pointer(y), None, None, tokens, heads.kv * heads.share, heads.kv,
         heads.size, heads.rotary, caches[0].shape[1], *halves_apart, heads.window, splits, heads.scale,
         heads.softcap)
-    floats, counters = (getattr(library(), f"edge_awq_decode_attention_{what}")(ctypes.byref(arguments))
-                        for what in ("partial_floats", "counters"))
-    partial, finished = guarded(np.full(floats, np.nan, np.float32)), guarded(np.zeros(counters, np.uint32))
-    arguments.partial, arguments.finished = pointer(partial), pointer(finished)
-    call("edge_awq_decode_attention", arguments, schedule)
-    assert not finished.any()
-    return Result(y, *caches)
+    return arguments, Result(y, *caches), [*new, *tables]
 
 
 def splits_for(heads: Heads, tokens: int, multiprocessors: int, length: int) -> int:
@@ -184,3 +200,23 @@ def reference(step: Step, result: Result) -> tuple[np.ndarray, np.ndarray]:
     bound = factor * np.einsum("htk,htkd->htd", weights, spread)
     bound += total * HALF_SMALLEST / 2 * np.abs(values).max() + HALF_ROUNDOFF * np.abs(y) + HALF_SMALLEST
     return tuple(each.transpose(1, 0, 2).reshape(tokens, -1) for each in (y, bound))
+
+
+def check_result(step: Step, result: Result) -> None:
+    """y is as near the reference as it must be, and the caches hold the new tokens."""
+    y, bound = reference(step, result)
+    excess = np.abs(result.y - y) - bound
+    assert excess.max() <= 0, f"off by {np.abs(result.y - y).max()}"  # a NaN left in y fails too
+    check_caches(step, result)
+
+
+def check_caches(step, result):
+    """The new rows are there, within one rounding; nothing else has changed."""
+    rows = slice(step.past, step.past + len(step.q))
+    heads = step.heads
+    new_keys = rotated(step.k.reshape(len(step.k), heads.kv, heads.size), step).transpose(1, 0, 2)
+    np.testing.assert_allclose(result.key_cache[:, rows], new_keys, rtol=2.0**-10, atol=2.0**-20)
+    new_values = step.v.reshape(len(step.v), heads.kv, heads.size).transpose(1, 0, 2)
+    np.testing.assert_array_equal(result.value_cache[:, rows], new_values)
+    for before, after in ((step.key_cache, result.key_cache), (step.value_cache, result.value_cache)):
+        np.testing.assert_array_equal(np.delete(after, rows, 1), np.delete(before, rows, 1))

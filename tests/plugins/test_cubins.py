@@ -96,6 +96,32 @@ TILES = {
     "fp16_matmul_64": TileLimits(128, 2, 64, 12, 4.2),
     "fp16_matmul_128": TileLimits(256, 1, 64, 8, 3.3),
 }
+
+
+@dataclass(frozen=True)
+class PrefillLimits:
+    """What a kernel of attention/prefill.cu may use; the same on every architecture.
+
+    Attributes:
+        products: of the tensor cores, per warp and tile of keys, as they stand in the loop.
+        copies: of 16 bytes, per thread and tile.
+        instructions: per product, with those for a soft-cap, slopes and partly hidden tiles, which others jump over.
+    """
+
+    products: int
+    copies: int
+    instructions: float
+
+
+PREFILL_THREADS, PREFILL_BLOCKS = 128, 2  # of a block; that shall fit a multiprocessor at once, by their registers
+PREFILL = {
+    "prefill_attention_64": PrefillLimits(64, 8, 17.5),
+    "prefill_attention_80": PrefillLimits(80, 10, 14.5),
+    "prefill_attention_96": PrefillLimits(96, 12, 12.7),
+    "prefill_attention_112": PrefillLimits(112, 14, 11.4),
+    "prefill_attention_128": PrefillLimits(128, 16, 10.5),
+    "prefill_attention_256": PrefillLimits(80, 16, 11.4),  # a loop in the loop has 16 of the 64 with keys
+}
 SMALL_KERNELS = {  # bound by latency: widths of loads
     "rms_norm": {"128", "128.CONSTANT"},
     "layer_norm": {"128", "128.CONSTANT"},
@@ -104,6 +130,7 @@ SMALL_KERNELS = {  # bound by latency: widths of loads
     "embedding_int4": {"32", "64", "U16.CONSTANT", "U8.CONSTANT"},
     "argmax": {"32", "64"},  # logits, candidates
     "read_sum": {"128.CONSTANT"},
+    "append_kv": {"U16", "32"},
 }
 
 
@@ -170,6 +197,23 @@ def test_tiles_do_not_wait_for_scales_in_the_stage_that_asks_for_them(architectu
 
 @needs_nvrtc
 @needs_disassembler
+@pytest.mark.parametrize("name", PREFILL)
+@pytest.mark.parametrize("architecture", build_kernels.ARCHITECTURES)
+def test_prefill_stays_within_its_limits(architecture, name):
+    kernel, limits = kernels(architecture)[name], PREFILL[name]
+    assert kernel.local_bytes == 0, "registers are spilled"
+    fitting = REGISTERS_PER_SM // PREFILL_BLOCKS // PREFILL_THREADS // 8 * 8
+    assert kernel.registers <= min(fitting, REGISTERS_PER_THREAD)
+    opcodes = [instruction.split()[0] for instruction in kernel.loop]
+    assert sum(opcode.startswith("HMMA.16816.F32") for opcode in opcodes) == limits.products
+    copies = [opcode for opcode in opcodes if opcode.startswith("LDGSTS")]
+    assert len(copies) == limits.copies and all(opcode.endswith(".128") for opcode in copies)
+    assert not kernel.loads(kernel.loop)
+    assert len(kernel.loop) / limits.products <= limits.instructions
+
+
+@needs_nvrtc
+@needs_disassembler
 @pytest.mark.parametrize("name", SMALL_KERNELS)
 @pytest.mark.parametrize("architecture", build_kernels.ARCHITECTURES)
 def test_small_kernels_stay_small(architecture, name):
@@ -181,7 +225,7 @@ def test_small_kernels_stay_small(architecture, name):
 @needs_nvrtc
 @needs_disassembler
 def test_every_kernel_has_limits():
-    assert set(kernels("sm_80")) == {*KERNELS, *TILES, *SMALL_KERNELS}
+    assert set(kernels("sm_80")) == {*KERNELS, *TILES, *PREFILL, *SMALL_KERNELS}
 
 
 @needs_nvrtc

@@ -1,0 +1,32 @@
+// What the attention kernels share: rotary positions, and how a product of query and key becomes a score.
+#pragma once
+
+#include "../common/device.h"
+#include "kernel.h"
+
+namespace edge_awq {
+
+constexpr float kNothingSeen = -1e30f;  // a maximum below any score, and finite: its difference to itself is 0
+constexpr float kLog2E = 1.44269504f;
+
+__device__ __forceinline__ int at_most(int value, int most) { return value < most ? value : most; }
+__device__ __forceinline__ int at_least(int value, int least) { return value > least ? value : least; }
+
+// Value d of a head, rotated to a position: pairs lie rotary_size / 2 apart.
+__device__ __forceinline__ float rotated(const DecodeAttentionArguments& a, const Half* head, int d, int position) {
+  const int half = a.rotary_size / 2;
+  if (d >= 2 * half) return to_float(head[d]);
+  const int64_t angle = static_cast<int64_t>(position) * half + d % half;
+  const float partner = to_float(head[d < half ? d + half : d - half]) * a.sines[angle];
+  return multiply_add(to_float(head[d]), a.cosines[angle], d < half ? -partner : partner);
+}
+
+// Scores between -softcap and softcap; of scores and results times log2 e. 1 - 2 / (1 + e^2x) is tanh x, within
+// 2^-21 of 1.
+__device__ __forceinline__ float capped(float score, float softcap) {
+  const float cap = softcap * kLog2E;
+  const float growth = power_of_two(score * (2.0f * kLog2E * reciprocal(cap)));
+  return multiply_add(-2.0f * cap, reciprocal(1.0f + growth), cap);
+}
+
+}  // namespace edge_awq
