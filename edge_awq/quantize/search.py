@@ -12,7 +12,8 @@ from edge_awq.quantize.int4 import IntGrid, group_ranges, rounded, row_chunks, s
 
 RATIOS = tuple(step / 20 for step in range(20))  # llm-awq's grid; 0 is plain rounding
 COARSE = 2  # every second ratio first, then the neighbours of the best: 11 or 12 points instead of 20
-RANGES = tuple(1 - step / 20 for step in range(10))  # llm-awq's clip grid, as fractions of the largest |weight|
+SHRINK = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # fractions of the whole range, after the whole range itself
+MOVES = (0.1, 0.05, 0.025, 0.0125)  # then each end alone moves in and out by these, as fractions of its whole range
 SMALLEST_SCALE = 1e-4  # a channel that calibration never excites must not lose its weights altogether
 
 
@@ -75,26 +76,39 @@ def search_ranges(weight: torch.Tensor, gram: torch.Tensor, grid: IntGrid) -> tu
     """Range of every row and group of ``weight`` [N, K] that loses least: low and high, each [N, K/g].
 
     As in llm-awq each group is judged by its own share of the output, d_g @ x_g for a rounding error d; its mean
-    square over the tokens is d_g G_g d_g with G_g = mean x_g x_g^T: ``gram`` [K/g, g, g]. The whole range is in the
-    grid, so no group gets worse.
+    square over the tokens is d_g G_g d_g with G_g = mean x_g x_g^T: ``gram`` [K/g, g, g]. llm-awq clips both ends at
+    the same magnitude; here each end has its own place, found in ever smaller steps: 23 errors per group, for less
+    than what the best of all 100 pairs of ten fractions leaves. The whole range comes first, so no group gets worse.
     """
     parts = []
     for chunk in row_chunks(*weight.shape):
         groups = weight[chunk].unflatten(1, (-1, grid.group_size))
-        low, high = group_ranges(groups)
-        largest = torch.maximum(-low, high)
-        best_low, best_high, best_error = low, high, torch.full_like(low, torch.inf)
-        for fraction in RANGES:
-            clipped_low = torch.maximum(low, largest * -fraction)
-            clipped_high = torch.minimum(high, largest * fraction)
-            error = group_errors(groups, (clipped_low, clipped_high), gram, grid)
-            better = error < best_error
-            best_error = torch.where(better, error, best_error)
-            best_low = torch.where(better, clipped_low, best_low)
-            best_high = torch.where(better, clipped_high, best_high)
-        parts.append((best_low, best_high))
+        parts.append(_search_group_ranges(groups, gram, grid))
     low, high = (torch.cat(column) for column in zip(*parts, strict=True))
     return low, high
+
+
+def _search_group_ranges(
+    groups: torch.Tensor, gram: torch.Tensor, grid: IntGrid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = group_ranges(groups)
+    best = low, high, group_errors(groups, (low, high), gram, grid)
+
+    def attempt(low: torch.Tensor, high: torch.Tensor) -> None:
+        nonlocal best
+        found = low.clamp(max=0), high.clamp(min=0)  # a range includes zero
+        error = group_errors(groups, found, gram, grid)
+        better = error < best[2]
+        best = tuple(torch.where(better, new, old) for new, old in zip((*found, error), best, strict=True))
+
+    for fraction in SHRINK:
+        attempt(low * fraction, high * fraction)
+    for move in MOVES:
+        for step in (-move, move):
+            attempt(best[0] + low * step, best[1])
+        for step in (-move, move):
+            attempt(best[0], best[1] + high * step)
+    return best[:2]
 
 
 def group_errors(
