@@ -41,19 +41,19 @@ class BuildRequest:
 
     @classmethod
     def from_options(cls, model: str, **options: Any) -> BuildRequest:
-        """From the options of ``edge-awq build``; what was not given comes from the target's profile."""
+        """From the options of ``edge-awq build``; what is left out comes from the target's profile, or is not done."""
         target = find_target(options["target"])
         quant = target.quant
-        group_size = int(options["group_size"]) if options["group_size"] else None
+        group_size = int(options["group_size"]) if options.get("group_size") else None
         if group_size:
             quant = dataclasses.replace(quant, group_size=group_size)
-        if options["head_bits"]:
+        if options.get("head_bits"):
             quant = dataclasses.replace(quant, head_bits=int(options["head_bits"]))
-        if options["symmetric"]:
+        if options.get("symmetric"):
             quant = dataclasses.replace(quant, symmetric=True)
         output = options["output"] or Path(f"{Path(model.partition('@')[0]).name}.bundle")
-        return cls(model, target, output, options["precision"], options["recipe"], options["calibration"], quant,
-                   options["resume"], group_size, options["workers"])
+        return cls(model, target, output, options["precision"], options["recipe"], options.get("calibration"),
+                   quant, options.get("resume"), group_size, options.get("workers"))
 
 
 def as_checkpoint(request: BuildRequest, decoder: Decoder) -> BuildRequest:

@@ -157,8 +157,9 @@ def _check_baseline(checkpoint: Path, bundle: Bundle) -> None:
     from edge_awq.model.family import find_family
 
     file = checkpoint / "config.json"
-    if not file.is_file():
-        raise EdgeAwqError(f"baseline '{checkpoint}': no checkpoint, it has no config.json",
+    if not file.is_file() or (checkpoint / MANIFEST).is_file():
+        found = "a bundle" if file.is_file() else "no config.json in it"
+        raise EdgeAwqError(f"baseline '{checkpoint}': no checkpoint, {found}",
                            hint="give the Hugging Face folder that the bundles were built from")
     table = json.loads(file.read_text(encoding="utf-8"))
     config = dataclasses.asdict(parse_config(table, find_family(table)))

@@ -55,7 +55,8 @@ def make_shape_models(name: str, precisions: Sequence[str], target: str, progres
     shape = find_shape(name)
     require("torch", "quantize")
     from edge_awq.bench.random_model import make_random_model
-    from edge_awq.pipeline import BuildRequest, build
+    from edge_awq.pipeline import build
+    from edge_awq.request import BuildRequest
 
     folder = shape_folder() / name
     checkpoint = make_random_model(folder / name, shape, progress=progress)
@@ -63,7 +64,6 @@ def make_shape_models(name: str, precisions: Sequence[str], target: str, progres
     for precision in precisions:
         output = folder / f"{target}-{precision}.bundle"
         request = BuildRequest.from_options(str(checkpoint), target=target, output=output, precision=precision,
-                                            recipe="rtn", calibration=None, group_size=None, symmetric=False,
-                                            resume=None)
+                                            recipe="rtn")
         bundles.append(build(request, progress).path)
     return ShapeModels(checkpoint, tuple(bundles))
