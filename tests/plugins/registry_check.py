@@ -1,6 +1,6 @@
 """Load a plugin library into a real TensorRT registry and print, as JSON, what the registry makes of it.
 
-    registry_check.py MODULE LIBRARY    MODULE is TensorRT's Python package: tensorrt, tensorrt_lean_bindings
+    registry_check.py MODULE LIBRARY VERSION    MODULE is TensorRT's Python package: tensorrt, tensorrt_lean_bindings
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import numpy as np
 
 trt = importlib.import_module(sys.argv[1])
 registry = trt.get_plugin_registry()
+VERSION = sys.argv[3]  # of the plugins
 IS_8 = trt.__version__.startswith("8.")
 
 
@@ -37,7 +38,7 @@ def create(name, **attributes):
     get = registry.get_plugin_creator if IS_8 else registry.get_creator
     arguments = ("layer", fields(**attributes)) + (() if IS_8 else (trt.TensorRTPhase.BUILD,))
     with contextlib.suppress(RuntimeError):  # one way to say None
-        return get(name, "1", "edge.awq").create_plugin(*arguments)
+        return get(name, VERSION, "edge.awq").create_plugin(*arguments)
     return None
 
 
@@ -45,7 +46,7 @@ def describe(plugin):
     """What the binding reads off a plugin."""
     if IS_8:
         data = bytes(plugin.serialize())
-        get = registry.get_plugin_creator(plugin.plugin_type, "1", "edge.awq")
+        get = registry.get_plugin_creator(plugin.plugin_type, VERSION, "edge.awq")
         return {"name": plugin.plugin_type, "version": plugin.plugin_version, "namespace": plugin.plugin_namespace,
                 "outputs": plugin.num_outputs, "clone": plugin.clone().plugin_type,
                 "kept": bytes(get.deserialize_plugin("layer", data).serialize()) == data,

@@ -1,7 +1,8 @@
 // Loads a plugin library into a real TensorRT registry from C++, as an engine's process does:
 //
-//     registry_host LIBNVINFER PLUGINS LOAD GET    LOAD and GET: where the registry's table of functions has loadLibrary
-//                                                  and getCreator, which differs between TensorRT 10 and 11
+//     registry_host LIBNVINFER PLUGINS LOAD GET VERSION    LOAD and GET: where the registry's table of functions has
+//                                                          loadLibrary and getCreator, which differs between TensorRT
+//                                                          10 and 11; VERSION: of the plugins
 //
 // Prints a line per finding; leaves with the number of the step that failed.
 #include <dlfcn.h>
@@ -41,7 +42,7 @@ int main(int, char** arguments) {
   void* const registry = reinterpret_cast<void* (*)()>(dlsym(tensorrt, "getPluginRegistry"))();
   if (!entry<void* (*)(void*, const char*)>(registry, arguments[3])(registry, arguments[2])) leave(2);
   const auto get = entry<CreatorInterface* (*)(void*, const char*, const char*, const char*)>(registry, arguments[4]);
-  auto* const creator = static_cast<Creator*>(get(registry, "Int4MatMul", "1", "edge.awq"));
+  auto* const creator = static_cast<Creator*>(get(registry, "Int4MatMul", arguments[5], "edge.awq"));
   if (!creator) leave(3);
   std::printf("creator %s %s %s %d\n", creator->name(), creator->version(), creator->name_space(),
               creator->field_names()->count);

@@ -39,8 +39,8 @@ def installed(version, name, packages, options=()):
 def findings(python, module, folder):
     """What registry_check.py prints."""
     environment = os.environ | {"PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder / module)}
-    done = subprocess.run([python, HERE / "registry_check.py", module, built_library()], check=False, text=True,
-                          capture_output=True, env=environment)
+    command = [python, HERE / "registry_check.py", module, built_library(), str(ops.CONTRACT_VERSION)]
+    done = subprocess.run(command, check=False, text=True, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -100,9 +100,9 @@ def test_registry_on_aarch64():
     [tensorrt] = libraries.glob("tensorrt_lean_libs/libnvinfer_lean.so.*")
     host = Path(folder().name) / "registry_host"
     subprocess.run([compiler, "-std=c++17", "-O1", HERE / "registry_host.cpp", "-o", host, "-ldl"], check=True)
-    done = subprocess.run([emulator, "-L", SYSTEM, host, tensorrt, build_for("aarch64"), *SLOTS[version.split(".")[0]]],
-                          capture_output=True, text=True, check=False)
+    arguments = [tensorrt, build_for("aarch64"), *SLOTS[version.split(".")[0]], str(ops.CONTRACT_VERSION)]
+    done = subprocess.run([emulator, "-L", SYSTEM, host, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"creator Int4MatMul {ops.CONTRACT_VERSION} edge.awq 13",
-                                        "serialized 13 128 8 1", "enqueue 1", "refused 1"]
+                                        f"serialized 13 128 8 {ops.CONTRACT_VERSION}", "enqueue 1", "refused 1"]
     assert "no NVIDIA driver: libcuda.so.1" in done.stderr and "K = 100" in done.stderr
