@@ -14,7 +14,7 @@ constexpr int kMostMultiprocessors = 192;  // of any GPU; what memory is planned
 
 // An address that a plan accepts where there is no tensor yet.
 template <class T>
-T* placeholder() {
+T* some_address() {
   return reinterpret_cast<T*>(16);
 }
 
@@ -169,10 +169,10 @@ class MatMulOp final : public Op {
   // What would be launched if all tensors were where they should be.
   Launch plan_for(int64_t rows) const {
     Arguments a = shaped(rows);
-    const void* const somewhere[8] = {placeholder<void>(), placeholder<void>(), placeholder<void>(),
-                                      placeholder<void>(), placeholder<void>()};
-    a.x = placeholder<Half>();
-    a.y = placeholder<Half>();
+    const void* const somewhere[8] = {some_address<void>(), some_address<void>(), some_address<void>(),
+                                      some_address<void>(), some_address<void>()};
+    a.x = some_address<Half>();
+    a.y = some_address<Half>();
     Format::set_weight(a, somewhere);
     set_extras(a, somewhere);
     return plan(a);
