@@ -20,7 +20,7 @@ ROWS, COLUMNS = 12, 60
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from edge_awq.cli import _echo_each
+from edge_awq.cli.running import _echo_each
 from edge_awq.runner.live import live_status
 from measured import start, tokens
 print("before")

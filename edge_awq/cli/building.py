@@ -1,0 +1,56 @@
+"""Commands that make a bundle, or a checkpoint of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edge_awq.cli.common import progress
+
+
+@click.command()
+@click.argument("model")
+@click.option("-t", "--target", default="cpu", show_default=True,
+              help="What to build for: a name of 'edge-awq targets', auto, or a profile.toml.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder.  [default: MODEL.bundle]")
+@click.option("--precision", type=click.Choice(["w4a16", "fp16"]), default="w4a16", show_default=True)
+@click.option("--recipe", type=click.Choice(["awq", "rtn", "best"]), default="awq",
+              show_default=True, help="awq searches scales and clips; best adds GPTQ rounding; rtn only rounds.")
+@click.option("--calibration", metavar="FILE|self", help="Text or jsonl file; 'self' lets the model write its own."
+              "  [default: built-in text]")
+@click.option("--group-size", type=click.Choice(["128", "64"]), help="Weights that share a scale.  [default: target's]")
+@click.option("--head-bits", type=click.Choice(["4", "8", "16"]), help="Of the output head.  [default: target's]")
+@click.option("--symmetric", is_flag=True, help="No zero points: smaller kernels' work, a little less exact.")
+@click.option("--workers", metavar="ray[://HOST:PORT]", help="Quantize blocks on many workers at once, with Ray.")
+@click.option("--resume/--fresh", default=None, help="Insist on going on, or start over.  [default: go on if possible]")
+def build(**options: Any) -> None:
+    """Quantize MODEL, a Hugging Face folder or a hub id (org/name, org/name@revision), into a bundle."""
+    from edge_awq.pipeline import build as run_build
+    from edge_awq.request import BuildRequest
+
+    request = BuildRequest.from_options(**options)
+    bundle = run_build(request, progress())
+    size_bytes = sum(entry["bytes"] for entry in bundle.manifest.files.values())
+    attempt = f"run {bundle.path} -p \"Hello\"" if bundle.manifest.engine else f"inspect {bundle.path}"
+    click.echo(f"{bundle.path}: {size_bytes / 1e6:.1f} MB, try: edge-awq {attempt}", err=True)
+
+
+@click.command("export")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["autoawq", "compressed-tensors"]), required=True,
+              help="How its linears are packed.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The new folder.")
+def export_checkpoint(bundle: Path, form: str, output: Path) -> None:
+    """Write BUNDLE as a quantized Hugging Face checkpoint, which vLLM and transformers read."""
+    from edge_awq.lazy import require
+
+    require("torch", "quantize")
+    from edge_awq.interop.export import export_bundle
+
+    bars = progress()
+    written = export_bundle(bundle, form, output, bars)
+    for note in written.notes:
+        bars.note(note)
+    click.echo(f"{written.folder}: {written.linears} linears, {written.weights:,} weights equal to the bit", err=True)
