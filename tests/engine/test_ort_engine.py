@@ -20,7 +20,7 @@ from edge_awq.bundle import Bundle, Manifest
 from edge_awq.engine import load_runtime
 from edge_awq.engine.ort import windows
 from edge_awq.engine.ort.compile import compile_bundle
-from edge_awq.engine.ort.engine import EngineSettings, OrtEngine
+from edge_awq.engine.ort.engine import EngineSettings, OrtEngine, _untouched_zeros
 from edge_awq.engine.ort.names import engine_name
 from edge_awq.engine.ort.session import SPIN_US, SessionSettings, can_bound_spinning, physical_cores
 from edge_awq.errors import EdgeAwqError
@@ -213,6 +213,15 @@ def test_cache_costs_memory_only_where_it_is_written(tmp_path):
     engine = compiled(tmp_path, ALL_INT8, context=1 << 19)
     engine.prefill(IDS[:10])
     assert resident_bytes() - before < 50e6
+
+
+def test_cache_of_heads_as_large_as_huge_pages_is_not_touched_by_their_first_rows():
+    """32 heads of 2 MiB whose first row is written: 32 pages of 4 KiB, where huge pages would be 64 MiB."""
+    rows = _untouched_zeros((1, 32, 4096, 128))
+    before = resident_bytes()
+    rows[:, :, 0] = 1
+    assert resident_bytes() - before < 4e6
+    assert not rows[:, :, 1:3].any()
 
 
 def resident_bytes() -> int:

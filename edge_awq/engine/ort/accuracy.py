@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
-from onnxruntime import InferenceSession
 
 from edge_awq.engine.ort.embedding import Embedding
 from edge_awq.engine.ort.inputs import token_inputs
+from edge_awq.engine.ort.parts import run_in_parts
 from edge_awq.engine.ort.rules.matmul_nbits import FLOAT_ACTIVATIONS, INT8_ACTIVATIONS, KERNEL
-from edge_awq.engine.ort.session import SessionSettings, create_session
 
 # Rounding to 127 steps of the largest value moves a group of 128 by at most sqrt(128 / 12) / 127 = 2.6 % of its length.
 # An output that moves twice as far has lost what it is made of to something that the weights cancel.
@@ -69,9 +68,7 @@ def set_levels(model: onnx.ModelProto, float_activations: Collection[str]) -> No
 def run_probe(model: onnx.ModelProto, weights: Path, ids: Sequence[int]) -> Probe:
     """Run ``ids`` through the lowered ``model`` with float32 activations, and each matmul's int8 twin beside it."""
     names = [node.name for node in _kernels(model)]
-    session = create_session(_with_twins(model).SerializeToString(), weights, SessionSettings())
-    feeds = _feeds(session, weights, ids)
-    logits, *errors = session.run([LOGITS, *([ERRORS] if names else [])], feeds)
+    logits, *errors = run_in_parts(_with_twins(model), weights, _feeds(model, weights, ids))
     measured = [float(error) for error in np.ravel(errors)]
     return Probe(logits[0], dict(zip(names, measured, strict=True)))
 
@@ -115,15 +112,18 @@ def _with_twins(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with float32 activations, and one more output: the errors of all int8 twins."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    kernels = _kernels(probe)
     graph = probe.graph
     del graph.output[1:]  # the cache is not looked at
-    if not kernels:
+    if not _kernels(probe):
         return probe
     graph.initializer.append(helper.make_tensor("int8.tiny", TensorProto.FLOAT, [], [TINY]))
     graph.initializer.append(helper.make_tensor("int8.last_axis", TensorProto.INT64, [1], [-1]))
+    nodes: list[NodeProto] = []
     errors = []
-    for node in kernels:
+    for node in graph.node:
+        nodes.append(node)
+        if node.op_type != KERNEL:
+            continue
         _set_level(node, FLOAT_ACTIVATIONS)
         twin = NodeProto()
         twin.CopyFrom(node)
@@ -131,8 +131,10 @@ def _with_twins(model: onnx.ModelProto) -> onnx.ModelProto:
         twin.output[0] = twin.name
         _set_level(twin, INT8_ACTIVATIONS)
         measure = _measure(node.output[0], twin.name)
-        graph.node.extend([twin, *measure])
+        nodes += [twin, *measure]
         errors.append(measure[-1].output[0])
+    del graph.node[:]
+    graph.node.extend(nodes)
     graph.node.append(helper.make_node("Concat", errors, [ERRORS], ERRORS, axis=0))
     graph.output.append(helper.make_tensor_value_info(ERRORS, TensorProto.FLOAT, [len(errors)]))
     return probe
@@ -155,12 +157,13 @@ def _measure(exact: str, found: str) -> list[NodeProto]:
     ]
 
 
-def _feeds(session: InferenceSession, weights: Path, ids: Sequence[int]) -> dict[str, np.ndarray]:
+def _feeds(model: onnx.ModelProto, weights: Path, ids: Sequence[int]) -> dict[str, np.ndarray]:
     """A first pass over ``ids`` whose logits are all wanted."""
-    shapes = {value.name: value.shape for value in session.get_inputs()}
+    shapes = {value.name: [size.dim_value or len(ids) for size in value.type.tensor_type.shape.dim]
+              for value in model.graph.input}
     embedding = Embedding(weights)
     feeds = token_inputs(shapes, ids, 0, len(ids), embedding)
     embedding.close()
     for name in set(shapes) - set(feeds):  # the caches, as large as the probe
-        feeds[name] = np.zeros([size if isinstance(size, int) else len(ids) for size in shapes[name]], np.float32)
+        feeds[name] = np.zeros(shapes[name], np.float32)
     return feeds

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,8 +108,7 @@ class OrtEngine:
         for present in presents:
             past = present.replace("present_", "past_", 1)
             _, kv_heads, _, head_size = self._inputs.pop(past)
-            # np.zeros maps pages that do not exist before they are touched.
-            pages = np.zeros((1, kv_heads, self.context, head_size), np.float32)
+            pages = _untouched_zeros((1, kv_heads, self.context, head_size))
             self._cache.append(pages)  # up to onnxruntime 1.23, the last for Python 3.10, an OrtValue does not keep it
             cache = OrtValue.ortvalue_from_numpy(pages)
             self._binding.bind_ortvalue_input(past, cache)
@@ -132,3 +134,15 @@ class OrtEngine:
         self._binding.bind_ortvalue_output("logits", OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(self._binding)
         self.length += len(ids)
+
+
+def _untouched_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros, float32, in small pages that do not exist before they are written to.
+
+    numpy asks for huge pages: with 4096 rows of 128 values a head is one of 2 MiB, so that its first row brings it all.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pages = mmap.mmap(-1, max(math.prod(shape), 1) * np.dtype(np.float32).itemsize, flags=flags)
+    with suppress(OSError):  # a kernel without huge pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, np.float32).reshape(shape)
