@@ -40,6 +40,7 @@ class PackedCheckpoint(Checkpoint):
         if not self._sizes:
             raise EdgeAwqError(f"{folder}: config.json says {layout.name}, but no tensor is named *.{layout.marker}",
                                hint="the checkpoint is not complete, or config.json belongs to another model")
+        _check_complete(self, layout)
 
     def __contains__(self, name: str) -> bool:
         return self.is_packed(name) or super().__contains__(name)
@@ -151,6 +152,22 @@ def _parts(checkpoint: Checkpoint, module: str, layout: Layout) -> dict[str, Sha
     return found
 
 
+def _check_complete(checkpoint: Checkpoint, layout: Layout) -> None:
+    """No linear has scales or zero points but nothing that they belong to; _parts() looks for all that belongs to it.
+
+    Raises:
+        EdgeAwqError: one has.
+    """
+    matrices = {part for part, shape in layout.shapes(64, 64).items() if len(shape) == 2}
+    for name in checkpoint.names:
+        module, _, part = name.rpartition(".")
+        if part not in matrices or len(checkpoint.shape(name)) != 2:
+            continue  # a vector of scales is an activation's, of AutoAWQ
+        if not {f"{module}.{layout.marker}", f"{module}.weight"} & checkpoint.names:
+            raise EdgeAwqError(f"{checkpoint.folder}: tensor '{module}.{layout.marker}' is missing, though '{name}' is "
+                               "there", hint=DOWNLOAD_AGAIN)
+
+
 def _contradiction(found: Mapping[str, Shape], layout: Layout) -> str | None:
     """The first part whose shape the others deny."""
     expected = layout.shapes(*layout.size(found))
@@ -167,8 +184,9 @@ def _check_shapes(checkpoint: Checkpoint, module: str, layout: Layout) -> tuple[
     rows, inputs = layout.size(found)
     if part := _contradiction(found, layout):
         if (bits := _other_bits(checkpoint, module, layout)) is not None:
-            raise EdgeAwqError(f"tensor '{module}.{layout.marker}' packs {bits} bits per weight, other linears 4: "
-                               "mixed bits are not supported", hint=ORIGINAL)
+            raise EdgeAwqError(f"tensor '{module}.{layout.marker}' packs {bits} bits per weight, or its groups have "
+                               f"another size; other linears have 4 bits in groups of {layout.group_size}",
+                               hint=f"where shards of two downloads are mixed, {DOWNLOAD_AGAIN}; else {ORIGINAL}")
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in found.items())
         raise EdgeAwqError(f"{checkpoint.folder}: '{module}': shapes contradict each other or group size "
                            f"{layout.group_size}, first at {part}: {shapes}",
@@ -180,7 +198,10 @@ def _check_shapes(checkpoint: Checkpoint, module: str, layout: Layout) -> tuple[
 
 
 def _other_bits(checkpoint: Checkpoint, module: str, layout: Layout) -> int | None:
-    """Bits per weight of a linear whose shapes contradict 4, where those of another linear agree."""
+    """Bits per weight of a linear whose shapes contradict 4, where those of another linear agree.
+
+    Groups twice as wide look like twice the bits.
+    """
     found = _parts(checkpoint, module, layout)
     rows, columns = next(shape for part, shape in found.items() if part in ("scales", "weight_scale"))
     if layout.group_size == -1:

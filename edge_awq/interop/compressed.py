@@ -24,6 +24,7 @@ from edge_awq.interop.linear import (
     UnpackedLinear,
     check_bits,
     check_group_size,
+    check_table,
     exact_half,
     groups_of,
     unpack_words,
@@ -77,8 +78,9 @@ def read_config(config: Mapping[str, Any]) -> Layout:
         EdgeAwqError: it is one that we do not read.
     """
     where = "quantization_config: compressed-tensors"
-    groups = config.get("config_groups") or {}
-    layouts = {name: _read_group(f"{where}, {name}", group, config.get("format")) for name, group in groups.items()}
+    groups = check_table(f"{where}: config_groups", config.get("config_groups"))
+    layouts = {name: _read_group(f"{where}, {name}", check_table(f"{where}: {name}", group), config.get("format"))
+               for name, group in groups.items()}
     if config.get("transform_config"):
         raise EdgeAwqError(f"{where}: weights are transformed (transform_config)", hint=ORIGINAL)
     if not layouts:
@@ -90,7 +92,7 @@ def read_config(config: Mapping[str, Any]) -> Layout:
 
 
 def _read_group(where: str, group: Mapping[str, Any], default_format: object) -> PackQuantized:
-    weights = group.get("weights") or {}
+    weights = check_table(f"{where}: weights", group.get("weights"))
     check_bits(where, weights.get("num_bits"))
     form = group.get("format") or default_format
     if form != FORMAT or weights.get("type", "int") != "int":

@@ -23,6 +23,7 @@ from edge_awq.interop.linear import (
     UnpackedLinear,
     check_bits,
     check_group_size,
+    check_table,
     exact_half,
     groups_of,
     unpack_words,
@@ -101,10 +102,7 @@ def read_config(config: Mapping[str, Any]) -> Layout:
     where = "quantization_config: GPTQ"
     check_bits(where, config.get("bits"))
     group_size = check_group_size(where, config.get("group_size"))
-    for pattern, differs in (config.get("dynamic") or {}).items():
-        bits = differs.get("bits", 4) if isinstance(differs, Mapping) else 4
-        if bits != 4 and not pattern.startswith("-"):
-            raise EdgeAwqError(f"{where}: mixed bits, the modules '{pattern}' have {bits}", hint=ORIGINAL)
+    _check_dynamic(where, group_size, check_table(f"{where}: dynamic", config.get("dynamic")))
     word = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
     if config.get("is_marlin_format"):
         word = "marlin"
@@ -113,3 +111,20 @@ def read_config(config: Mapping[str, Any]) -> Layout:
         raise EdgeAwqError(f"{where}: checkpoint format '{word}' is not read",
                            hint=f"read: {', '.join(offsets)}; save it in one of them, or {ORIGINAL}")
     return Gptq(group_size, bool(config.get("sym")), offsets[word])
+
+
+def _check_dynamic(where: str, group_size: int, dynamic: Mapping[str, Any]) -> None:
+    """What differs by module: those of "-:PATTERN" were left alone, which their tensors say too; no other may differ.
+
+    Raises:
+        EdgeAwqError: some modules have bits or groups of their own.
+    """
+    for pattern, differs in dynamic.items():
+        if pattern.startswith("-"):
+            continue
+        own = check_table(f"{where}: dynamic '{pattern}'", differs)
+        if (bits := own.get("bits", 4)) != 4:
+            raise EdgeAwqError(f"{where}: mixed bits, the modules '{pattern}' have {bits}", hint=ORIGINAL)
+        if (size := own.get("group_size", group_size)) != group_size:
+            raise EdgeAwqError(f"{where}: mixed group sizes, the modules '{pattern}' have {size}, others {group_size}",
+                               hint=ORIGINAL)

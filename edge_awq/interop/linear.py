@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -122,3 +122,14 @@ def check_bits(name: str, bits: object) -> None:
     """Refuse a checkpoint of other than 4 bits."""
     if bits != 4:
         raise EdgeAwqError(f"{name}: {bits!r} bits per weight are not supported, only 4", hint=ORIGINAL)
+
+
+def check_table(name: str, table: object) -> Mapping[str, Any]:
+    """``table`` of a checkpoint's config, which may be left out: None is an empty one.
+
+    Raises:
+        EdgeAwqError: it is something else.
+    """
+    if isinstance(table, Mapping) or table is None:
+        return table or {}
+    raise EdgeAwqError(f"{name} = {table!r}, a table is expected", hint="download config.json again")

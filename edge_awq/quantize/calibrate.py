@@ -58,6 +58,7 @@ def calibrate(decoder: Decoder, tokenizer: Tokenizer, spec: CalibrationSpec) -> 
         EdgeAwqError: the file is missing, empty, not UTF-8 or not valid jsonl; the tokenizer belongs to another
             model; or the model does not fit into memory (OWN).
     """
+    _check_vocabulary(decoder, tokenizer)
     tokens = min(spec.tokens, decoder.config.max_positions)
     if spec.source == OWN:
         return _finish(decoder, spec, sample_own_text(decoder, spec.sequences, tokens, spec.seed))
@@ -83,11 +84,24 @@ def _spread(available: int, length: int, count: int) -> list[int]:
     return [length * (i * windows // count) for i in range(count)]
 
 
-def _finish(decoder: Decoder, spec: CalibrationSpec, ids: torch.Tensor) -> Calibration:
-    highest, vocab_size = int(ids.max()), decoder.config.vocab_size
+def _check_vocabulary(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    """Whether the model has every token of the vocabulary; tokens that somebody added, padding mostly, may lie beyond.
+
+    A smaller vocabulary is usual: models round theirs up.
+    """
+    vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+    _check_highest(decoder, max(vocabulary.values(), default=0))
+
+
+def _check_highest(decoder: Decoder, highest: int) -> None:
+    vocab_size = decoder.config.vocab_size
     if highest >= vocab_size:
         raise EdgeAwqError(f"{decoder.folder}: token id {highest} of the tokenizer, {vocab_size} tokens in the model",
                            hint="tokenizer.json belongs to another model; download the checkpoint again")
+
+
+def _finish(decoder: Decoder, spec: CalibrationSpec, ids: torch.Tensor) -> Calibration:
+    _check_highest(decoder, int(ids.max()))
     sequences, tokens = ids.shape
     note = None
     if (sequences, tokens) != (spec.sequences, spec.tokens):

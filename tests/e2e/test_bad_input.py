@@ -68,6 +68,13 @@ def test_broken_tokenizer(model, tmp_path):
     refuse_build(model, tmp_path, "tokenizer.json")
 
 
+@pytest.mark.parametrize("recipe", ["rtn", "awq"])
+def test_tokenizer_of_a_larger_model(tmp_path, recipe):
+    make_model(tmp_path / "small", vocab_size=200)
+    refuse_build(tmp_path / "small", tmp_path, "of the tokenizer, 200 tokens in the model", "tokenizer.json belongs to",
+                 options=("--recipe", recipe))
+
+
 def test_inputs_that_no_group_size_divides(tmp_path):
     make_model(tmp_path / "odd", "llama2", hidden_size=96, num_attention_heads=4, num_key_value_heads=4)
     refuse_build(tmp_path / "odd", tmp_path, "K = 96", "--precision fp16")

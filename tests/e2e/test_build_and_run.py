@@ -155,18 +155,19 @@ def wait_for_unit(process, partial, unit):
     raise AssertionError(f"the build ended or hung: {process.communicate()}")
 
 
-def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("recipe", ["awq", "best"])
+def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path, recipe):
     make_model(tmp_path / "model", num_hidden_layers=6)
     whole, killed = tmp_path / "whole.bundle", tmp_path / "killed.bundle"
-    uninterrupted = spawn("build", tmp_path / "model", "-o", whole)
+    uninterrupted = spawn("build", tmp_path / "model", "-o", whole, "--recipe", recipe)
     assert uninterrupted.wait(240) == 0, uninterrupted.communicate()
 
-    process = spawn("build", tmp_path / "model", "-o", killed)
+    process = spawn("build", tmp_path / "model", "-o", killed, "--recipe", recipe)
     wait_for_unit(process, tmp_path / "killed.bundle.partial", 2)
     process.kill()
     process.communicate()
     assert not killed.exists()
-    resumed = spawn("build", tmp_path / "model", "-o", killed, "--resume")
+    resumed = spawn("build", tmp_path / "model", "-o", killed, "--recipe", recipe, "--resume")
     _, log = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, log
     done = int(log.split("quantize: ")[1].split("/")[0])

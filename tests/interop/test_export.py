@@ -190,6 +190,21 @@ def test_every_family_goes_out_and_comes_back(tmp_path, architecture):
             assert torch.allclose(weight, after[name], rtol=0, atol=2.0**-22), name
 
 
+def test_outputs_that_fill_no_word(tmp_path):
+    """One KV head of size 4: k and v have 4 outputs. AutoAWQ packs eight in a word, compressed-tensors pads."""
+    make_model(tmp_path / "model", "llama2", num_attention_heads=32, num_key_value_heads=1, head_dim=4)
+    first, second = tmp_path / "first.bundle", tmp_path / "second.bundle"
+    assert command("build", tmp_path / "model", "-o", first, "--recipe", "rtn").code == 0
+    result = command("export", first, "--format", "autoawq", "-o", tmp_path / "out")
+    assert_refused(result, "self_attn.k_proj: 4 outputs do not divide by 8", "export to compressed-tensors")
+    assert not list(tmp_path.glob("out*"))
+    result = command("export", first, "--format", "compressed-tensors", "-o", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert command("build", tmp_path / "out", "-o", second).code == 0
+    before, after = (load_file(path / "weights.safetensors") for path in (first, second))
+    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("blocks."))
+
+
 def test_learned_positions_are_refused(tmp_path):
     make_model(tmp_path / "model", "opt")
     assert command("build", tmp_path / "model", "-o", tmp_path / "m.bundle", "--recipe", "rtn").code == 0

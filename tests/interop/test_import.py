@@ -9,7 +9,7 @@ import torch
 import transformers
 from models import assert_refused, command, make_model
 from published import FORMATS, Format, gptq, round_linear, save, write_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from edge_awq import load
 from edge_awq.bundle import Bundle
@@ -135,6 +135,24 @@ def test_linears_that_were_left_alone_stay_16_bits_wide(folder):
     assert command("run", folder.parent / "m.bundle", "-p", "The", "-n", 2).code == 0
 
 
+@pytest.mark.parametrize(("name", "left_alone"), [
+    ("autoawq-gemm", {"modules_to_not_convert": ["lm_head", DOWN]}),
+    ("autoawq-gemv", {"modules_to_not_convert": ["down_proj"]}),
+    ("gptq", {"dynamic": {r"-:.*\.0\.mlp\.down_proj": {}}}),
+], ids=["modules_to_not_convert", "part-of-a-name", "dynamic"])
+def test_what_the_config_leaves_alone_is_what_has_a_weight(folder, name, left_alone):
+    """The tensors decide, as patterns match differently in every tool: layer 1 is packed whatever they match."""
+    linears = write_checkpoint(folder, FORMATS[name], 64)
+    tensors = {stored: tensor for stored, tensor in load_file(folder / "model.safetensors").items()
+               if not stored.startswith(f"{DOWN}.") or stored.endswith("bias")}
+    tensors[f"{DOWN}.weight"] = torch.from_numpy(linears[DOWN].value).half()
+    save(folder, tensors, config_of(name, **left_alone))
+    decoder = load_decoder(folder)
+    assert torch.equal(import_block(decoder, 0).tensors["down.weight"], tensors[f"{DOWN}.weight"])
+    packed = import_block(decoder, 1).tensors["down.qweight"]
+    assert np.array_equal(packed.numpy(), pack_nibbles(linears[DOWN.replace(".0.", ".1.")].q))
+
+
 @pytest.mark.parametrize("width", [-1, 256])
 def test_wide_groups_are_split(folder, width):
     tensors = load_file(folder / "model.safetensors")
@@ -210,9 +228,14 @@ def config_of(kind, **changes):
     (config_of("autoawq-gemm", version="marlin"), ["AWQ packing 'marlin'", "gemv_fast"]),
     (config_of("gptq", checkpoint_format="marlin"), ["checkpoint format 'marlin'", "gptq_v2"]),
     (config_of("gptq", dynamic={"+:.*down.*": {"bits": 8}}), ["mixed bits", "+:.*down.*"]),
+    (config_of("gptq", dynamic={".*down.*": {"group_size": 128}}), ["mixed group sizes", "'.*down.*' have 128"]),
+    (config_of("gptq", dynamic=[".*down.*"]), ["dynamic = ['.*down.*'], a table is expected"]),
+    (config_of("gptq", dynamic={".*down.*": "skip"}), ["dynamic '.*down.*' = 'skip'"]),
     (config_of("autoawq-gemv"), ["shapes contradict each other", "_proj"]),
     (config_of("gptq", group_size=128), ["shapes contradict each other or group size 128"]),
     ({"quant_method": "compressed-tensors"}, ["no config_groups"]),
+    ({"quant_method": "compressed-tensors", "config_groups": ["group_0"]}, ["config_groups = ['group_0'], a table"]),
+    ({"quant_method": "compressed-tensors", "config_groups": {"group_0": 4}}, ["group_0 = 4, a table is expected"]),
 ], ids=lambda value: None if isinstance(value, list) else "-".join(map(str, value.values()))[:40])
 def test_a_config_that_we_cannot_follow(folder, config, words):
     write_checkpoint(folder, Format(FORMATS["gptq"].parts, lambda size: config), 64)
@@ -252,6 +275,53 @@ def test_tensors_that_we_cannot_represent(folder, edit, words):
     change(folder, edit)
     assert_refused(command("build", folder, "-o", folder.parent / "m.bundle"), *words)
     assert not (folder.parent / "m.bundle").exists()
+
+
+def shard(folder, second):
+    """Split the weights over two files with an index; tensors that ``second`` picks lie in the second."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: f"model-0000{1 + second(name)}-of-00002.safetensors" for name in tensors}
+    for file in set(weight_map.values()):
+        save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize("name", ["autoawq-gemm", "gptq"])
+def test_parts_of_a_linear_in_different_shards(folder, name):
+    linears = write_checkpoint(folder, FORMATS[name], 64)
+    shard(folder, lambda stored: stored.endswith("qweight"))
+    found = import_block(load_decoder(folder), 0).tensors["down.qweight"]
+    assert np.array_equal(found.numpy(), pack_nibbles(linears[DOWN].q))
+
+
+@pytest.mark.parametrize("name", ["autoawq-gemm", "gptq"])
+@pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
+@pytest.mark.parametrize("promised", [True, False], ids=["in-the-index", "nowhere"])
+def test_packed_tensor_that_a_shard_lacks(folder, name, part, promised):
+    write_checkpoint(folder, FORMATS[name], 64)
+    shard(folder, lambda stored: ".layers.1." in stored)
+    missing, path = f"{DOWN}.{part}", folder / "model-00001-of-00002.safetensors"
+    save_file({stored: tensor for stored, tensor in load_file(path).items() if stored != missing}, path)
+    index = folder / "model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    if not promised:
+        del table["weight_map"][missing]
+    index.write_text(json.dumps(table))
+    words = [f"'{missing}' is named by the index"] if promised else [f"'{missing}' is missing, though '{DOWN}."]
+    assert_refused(command("build", folder, "-o", folder.parent / "m.bundle"), *words, "download the checkpoint again")
+    assert not (folder.parent / "m.bundle").exists()
+
+
+def test_shards_of_two_checkpoints(folder, tmp_path):
+    """Group size 64 in one, 128 in the other."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    for place, size in ((folder, 64), (other, 128)):
+        write_checkpoint(place, FORMATS["gptq"], size)
+        shard(place, lambda stored: ".layers.1." in stored)
+    shutil.copy(other / "model-00002-of-00002.safetensors", folder)
+    assert_refused(command("build", folder), "'model.layers.1.mlp.down_proj.qweight'", "groups have another size",
+                   "4 bits in groups of 64", "shards of two downloads")
 
 
 @pytest.mark.parametrize(("options", "word"), [

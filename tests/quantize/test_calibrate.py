@@ -111,6 +111,14 @@ def test_a_tokenizer_of_another_model_is_an_error(decoder, tokenizer, tmp_path):
         calibrate(load_decoder(tmp_path), tokenizer, CalibrationSpec(BUILT_IN))
 
 
+@pytest.mark.parametrize("source", [BUILT_IN, OWN])
+def test_one_token_too_many_is_an_error_whether_the_text_has_it_or_not(tokenizer, tmp_path, source):
+    highest = max(tokenizer.get_vocab(with_added_tokens=False).values())
+    make_tiny(tmp_path, vocab_size=highest)
+    with pytest.raises(EdgeAwqError, match=f"token id {highest} of the tokenizer, {highest} tokens in the model"):
+        calibrate(load_decoder(tmp_path), tokenizer, CalibrationSpec(source, 2, 10))
+
+
 def test_the_models_own_text_is_seeded(decoder, tokenizer):
     first, again, other = (calibrate(decoder, tokenizer, CalibrationSpec(OWN, 3, 20, seed)).ids for seed in (0, 0, 1))
     assert first.shape == (3, 20)
@@ -135,6 +143,6 @@ def test_a_model_that_does_not_fit_says_what_to_use_instead(decoder, tokenizer, 
 
 
 def test_a_model_without_a_first_token_says_so(decoder, tokenizer, tmp_path):
-    make_tiny(tmp_path, bos_token_id=None, eos_token_id=None)
+    make_tiny(tmp_path, vocab_size=tokenizer.get_vocab_size(), bos_token_id=None, eos_token_id=None)
     with pytest.raises(EdgeAwqError, match="bos_token_id"):
         calibrate(load_decoder(tmp_path), tokenizer, CalibrationSpec(OWN, 1, 4))
