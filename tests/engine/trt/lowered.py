@@ -1,0 +1,64 @@
+"""Tiny models of every family for the TensorRT lowering, and what its tests ask of a lowered graph."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+TESTS = Path(__file__).resolve().parents[2]
+for folder in (TESTS / "engine", TESTS / "plugins"):
+    sys.path.insert(0, str(folder))
+
+from built import build, canonical, random_ids, relative_l2, run_graph  # noqa: E402
+
+from edge_awq.engine.trt.lower import Lowered  # noqa: E402
+from edge_awq.engine.trt.names import DOMAIN  # noqa: E402
+from edge_awq.engine.trt.reference import LoweredReference  # noqa: E402
+from stored import StoredDecoder  # noqa: E402
+from tiny import ARCHITECTURES, UNGROUPED  # noqa: E402
+
+# Kernels have head sizes from 64 on; most tiny models have smaller ones.
+WIDE = {"head_dim": 64}
+TWO_HEADS = {"num_attention_heads": 2}
+ONE_KV_HEAD = {**TWO_HEADS, "num_key_value_heads": 1}
+HEADS = {
+    **dict.fromkeys(("llama2", "llama3", "llama-linear-rope", "llama-yarn", "llama-biased", "tinyllama", "mistral",
+                     "mistral-full", "qwen3-window", "gemma2", "gemma3"), WIDE),
+    **dict.fromkeys(("qwen2", "qwen2-window", "phi3-partial", "phi3-longrope"), ONE_KV_HEAD),
+    **dict.fromkeys(("mpt-clipped", "falcon-biased", "gpt-neox-sequential", "opt", "opt-gelu"), TWO_HEADS),
+    "phi3": {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256},
+    "falcon-40b": {"num_attention_heads": 4, "num_kv_heads": 2, "hidden_size": 256},
+    "falcon-11b": {"num_attention_heads": 4, "num_kv_heads": 2, "hidden_size": 256},
+    "falcon-71-heads": {"num_attention_heads": 2, "hidden_size": 128},
+}
+LONGEST = {"phi3-longrope": {"rope_parameters": {
+    **ARCHITECTURES["phi3-longrope"][1]["rope_parameters"], "short_factor": [1.0 + i / 32 for i in range(32)],
+    "long_factor": [2.0 + i / 8 for i in range(32)]}}}
+CHUNKS = [random_ids(5), random_ids(1, seed=2), random_ids(1, seed=3), random_ids(8, seed=4)]
+CONTEXT = sum(map(len, CHUNKS))
+
+
+def build_tiny(folder: Path, architecture: str, bits: int | None = None, head_bits: int = 8,
+               **changes: object) -> StoredDecoder:
+    """A tiny model whose head size a kernel has, as a build leaves it."""
+    heads = HEADS.get(architecture, {}) | LONGEST.get(architecture, {})
+    bits = bits or (16 if architecture in UNGROUPED else 4)
+    return build(folder, architecture, bits, 16 if bits == 16 else head_bits, **(heads | changes))
+
+
+def run_lowered(lowered: Lowered, folder: Path, exact: bool = False) -> np.ndarray:
+    """Logits [tokens, vocab_size] of CHUNKS, one after the other."""
+    reference = LoweredReference(lowered, folder / "weights.safetensors", CONTEXT, exact)
+    return np.concatenate([reference(ids)["logits"][0] for ids in CHUNKS])
+
+
+def plugins(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that plugins compute."""
+    return [node for node in model.graph.node if node.domain == DOMAIN]
+
+
+__all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "build_tiny", "canonical", "plugins", "relative_l2", "run_graph",
+           "run_lowered"]
