@@ -23,14 +23,14 @@ class LoweringOptions:
 
     Attributes:
         tensorrt_major: 8 knows no 64-bit integers: ids and tokens are int32, past_length int32 [1, 2], low word first.
-        most_rows: tokens of one call at most.
+        most_rows: tokens of one call at most; None: as many as the norms in front of matmuls take, 8 or fewer.
         last_logits: logits of the newest token alone; otherwise of all tokens of a call.
         argmax: ``tokens``, the greedy choices int64 [1, rows], beside the logits.
         weights_inside: the weights are constants of the engine instead of its inputs.
     """
 
     tensorrt_major: int = 10
-    most_rows: int = 8
+    most_rows: int | None = None
     last_logits: bool = False
     argmax: bool = False
     weights_inside: bool = False
@@ -38,10 +38,17 @@ class LoweringOptions:
 
 @dataclass
 class Draft:
-    """``weights``: name of a tensor -> what it is made of; ``declined``: why rules left nodes as they were."""
+    """A graph with its weights and notes.
+
+    Attributes:
+        most_rows: tokens of one call at most.
+        weights: name of a tensor -> what it is made of.
+        declined: why rules left nodes as they were.
+    """
 
     graph: gs.Graph
     options: LoweringOptions
+    most_rows: int
     weights: dict[str, WeightInput] = field(default_factory=dict)
     declined: list[str] = field(default_factory=list)
 

@@ -22,8 +22,9 @@ from onnx import TensorProto, helper
 import edge_awq
 from edge_awq.engine.trt.draft import STORED_AS, Draft, LoweringOptions
 from edge_awq.engine.trt.inside import put_inside
-from edge_awq.engine.trt.names import DOMAIN, IR_VERSION, LOWERING_VERSION, OPSET, STANDARD_OPS
+from edge_awq.engine.trt.names import DOMAIN, IR_VERSION, LOWERING_VERSION, OPSET, STANDARD_OPS, normed_rows
 from edge_awq.engine.trt.rules import RULES, Rule
+from edge_awq.engine.trt.rules.norm import PLUGINS
 from edge_awq.engine.trt.weight_input import WeightInput
 from edge_awq.errors import EdgeAwqError
 from edge_awq.export.ops import CONTRACT_VERSION
@@ -42,11 +43,13 @@ class Lowered:
             tokens, if asked for.
         weights: inputs that are the same in every call; none if they are inside.
         declined: what the rules left as it was, and why, "rule: node: reason".
+        most_rows: tokens of one call at most.
     """
 
     model: onnx.ModelProto
     weights: tuple[WeightInput, ...]
     declined: tuple[str, ...]
+    most_rows: int
 
 
 def lower(model: onnx.ModelProto, options: LoweringOptions = DECODE, rules: Sequence[Rule] = RULES) -> Lowered:
@@ -59,7 +62,7 @@ def lower(model: onnx.ModelProto, options: LoweringOptions = DECODE, rules: Sequ
     copy.CopyFrom(model)
     places = {tensor.name: tensor for tensor in copy.graph.initializer if tensor.external_data}
     del copy.functions[:]
-    draft = Draft(gs.import_onnx(copy), options)
+    draft = Draft(gs.import_onnx(copy), options, options.most_rows or _fitting_rows(model))
     _outsource(draft, places)
     for rule in rules:
         rule(draft)
@@ -73,13 +76,21 @@ def lower(model: onnx.ModelProto, options: LoweringOptions = DECODE, rules: Sequ
         tensors = draft.graph.tensors()
         draft.graph.inputs += [tensors[weight.name] for weight in used]
     _set_integer_types(draft)
-    return Lowered(_export(draft), tuple(used), tuple(draft.declined))
+    return Lowered(_export(draft), tuple(used), tuple(draft.declined), draft.most_rows)
+
+
+def _fitting_rows(model: onnx.ModelProto) -> int:
+    """As many as the widest norm in front of a matmul takes."""
+    normed = {node.input[1] for node in model.graph.node if node.op_type in PLUGINS}
+    return max(1, min(normed_rows(tensor.dims[0]) for tensor in model.graph.initializer if tensor.name in normed))
 
 
 def _outsource(draft: Draft, places: dict[str, TensorProto]) -> None:
     """Constants that lie in the weights file become tensors of it."""
     tensors = draft.graph.tensors()
     for name, stored in places.items():
+        if name not in tensors:
+            continue  # nothing reads it
         dtype, shape = STORED_AS.get(stored.data_type, "int8"), list(stored.dims)
         if stored.data_type == TensorProto.UINT4:
             shape[-1] //= 2

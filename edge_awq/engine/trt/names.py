@@ -33,9 +33,10 @@ NORMED_MOST_BYTES = 64 * 1024
 NORMED_ROW_STEP = 256  # bytes: rows in shared memory are padded to a multiple
 
 
-def normed_bytes(rows: int, width: int) -> int:
-    """Shared memory that a norm of ``rows`` rows of ``width`` float16 elements takes in front of a matmul."""
-    return rows * -(-2 * width // NORMED_ROW_STEP) * NORMED_ROW_STEP
+def normed_rows(width: int) -> int:
+    """Rows of ``width`` float16 elements that can be normalized in front of a matmul, 0 to NORMED_MOST_ROWS."""
+    row_bytes = -(-2 * width // NORMED_ROW_STEP) * NORMED_ROW_STEP
+    return min(NORMED_MOST_ROWS, NORMED_MOST_BYTES // row_bytes)
 
 
 # Standard ops that may be left, all known to the parser of TensorRT 8.6 at opset 17.

@@ -21,7 +21,8 @@ class WeightInput:
         dtype: "float32", "float16", or "int8" for packed values. Bytes are taken as they are stored, unsigned ones too;
             stored float32 becomes float16 where that is asked for.
         shape: of the input as the engine sees it; packed values count bytes.
-        parts: names in the weights file; mostly neighbours there, so that they are one range.
+        parts: names in the weights file; mostly neighbours there, so that they are one range. The kernels want each
+            input to begin at a multiple of 16 bytes, which in the file it may not.
     """
 
     name: str

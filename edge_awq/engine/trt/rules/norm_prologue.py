@@ -9,13 +9,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from edge_awq.engine.trt.draft import Draft, extras, give
-from edge_awq.engine.trt.names import (
-    MATMUL_WEIGHTS,
-    NORMED_MOST_BYTES,
-    NORMED_MOST_ROWS,
-    NORMS,
-    normed_bytes,
-)
+from edge_awq.engine.trt.names import MATMUL_WEIGHTS, NORMS, normed_rows
 
 
 def apply(draft: Draft) -> None:
@@ -33,15 +27,12 @@ def apply(draft: Draft) -> None:
 
 
 def _why_not(draft: Draft, node: gs.Node) -> str:
-    rows, readers = draft.options.most_rows, list(node.outputs[0].outputs)
-    if rows > NORMED_MOST_ROWS:
-        return f"up to {rows} rows are asked for, and {NORMED_MOST_ROWS} can be normalized in front of a matmul"
-    for reader in readers:
+    (size,) = node.inputs[1].shape
+    for reader in node.outputs[0].outputs:
         if reader.op not in MATMUL_WEIGHTS or any(tensor is node.outputs[0] for tensor in reader.inputs[1:]):
             return f"{reader.name} reads it, which is no matmul"
         if "norm_weight" in extras(reader):
             return f"{reader.name} has a norm already"
-    (size,) = node.inputs[1].shape
-    if (needed := normed_bytes(rows, size)) > NORMED_MOST_BYTES:
-        return f"{rows} rows of {size} elements take {needed} bytes of shared memory, of {NORMED_MOST_BYTES}"
+    if draft.most_rows > normed_rows(size):
+        return f"{draft.most_rows} rows of {size} elements are too many in front of a matmul, {normed_rows(size)} fit"
     return ""

@@ -27,7 +27,7 @@ def apply(draft: Draft) -> None:
         ids = next(tensor for tensor in draft.graph.inputs if tensor.name == IDS)
         sizes = draft.standard("Shape", "positions.sizes", [ids])
         tokens = draft.standard("Gather", "positions.count", [sizes, constant("positions.second", [1])], axis=0)
-        numbers = constant("positions.numbers", np.arange(draft.options.most_rows), dtype)
+        numbers = constant("positions.numbers", np.arange(draft.most_rows), dtype)
         first, axis = constant("positions.first", [0]), constant("positions.axis", [0])
         offsets = draft.standard("Slice", "positions.offsets", [numbers, first, tokens, axis])
         places = draft.standard("Add", "positions.places", [past, offsets])

@@ -8,8 +8,8 @@ from edge_awq.engine.trt.draft import Draft, absorb, extras, give, has_one_reade
 def apply(draft: Draft) -> None:
     """Give every sum of activations to the matmul that makes one of them, the newer where there are two."""
     for node in draft.nodes("Add"):
-        if any(draft.is_weight(tensor) or tensor.dtype is not None for tensor in node.inputs):
-            continue  # biases, and sums of constants or inputs
+        if not all(tensor.inputs for tensor in node.inputs):
+            continue  # a bias, or a sum with a constant or an input
         for index in (1, 0):
             matmul = matmul_of(node.inputs[index])
             if matmul is None or not has_one_reader(matmul.outputs[0], draft.graph):
