@@ -10,7 +10,18 @@ import math
 import numpy as np
 import onnx
 import pytest
-from lowered import ARCHITECTURES, CHUNKS, CONTEXT, build_tiny, canonical, plugins, relative_l2, run_graph, run_lowered
+from lowered import (
+    ARCHITECTURES,
+    CHUNKS,
+    CONTEXT,
+    build_tiny,
+    canonical,
+    graph_of_shape,
+    plugins,
+    relative_l2,
+    run_graph,
+    run_lowered,
+)
 from onnx import TensorProto
 
 from edge_awq.engine.trt import names
@@ -110,6 +121,18 @@ def test_an_engine_holds_no_weights(family):
         assert onnx.helper.tensor_dtype_to_np_dtype(declared.elem_type) == array.dtype == weight.numpy_dtype
         assert tuple(dim.dim_value for dim in declared.shape.dim) == array.shape == weight.shape
         assert array.nbytes == weight.nbytes
+
+
+# Rows: as many as norms in front of matmuls hold in shared memory.
+@pytest.mark.parametrize(("name", "rows"), [
+    ("llama-2-7b", 8), ("llama-2-13b", 6), ("mpt-7b", 8), ("mpt-30b", 4), ("falcon-7b", 7)])
+def test_full_sized_models_decode_in_five_launches_a_layer(name, rows):
+    """Besides them, the lookup of tokens, the head, and the greedy choice."""
+    model, config = graph_of_shape(name)
+    lowered = lower(model, LoweringOptions(argmax=True))
+    assert len(lowered.model.graph.node) == 5 * config.num_layers + 3
+    assert (lowered.most_rows, lowered.declined) == (rows, ())
+    assert lowered.model.ByteSize() < 250_000
 
 
 # name -> (architecture, bits, head bits, what differs)
