@@ -9,7 +9,7 @@ PLUGIN_VERSION = str(CONTRACT_VERSION)
 LOWERING_VERSION = 1  # grows when the same canonical graph is lowered to a different one
 
 INT4_MATMUL, INT8_MATMUL, FP16_MATMUL = "Int4MatMul", "Int8MatMul", "Fp16MatMul"
-ATTENTION, RMS_NORM, LAYER_NORM, ARGMAX = "CachedAttention", "RmsNorm", "LayerNorm", "ArgMax"
+ATTENTION, RMS_NORM, LAYER_NORM, GREEDY = "CachedAttention", "RmsNorm", "LayerNorm", "GreedyToken"
 
 # Weights of a matmul, after x, with their types; then come the extras that attributes ask for, in this order.
 MATMUL_WEIGHTS = {

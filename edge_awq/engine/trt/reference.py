@@ -278,7 +278,7 @@ def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, slopes: np.ndar
     return weights / weights.sum(-1, keepdims=True) @ values
 
 
-class ArgMax(OpRun):
+class GreedyToken(OpRun):
     """As plugin, the first of equals; on TensorRT 8 the graph reads it as two words."""
 
     op_domain = DOMAIN
@@ -287,4 +287,4 @@ class ArgMax(OpRun):
         return (logits.argmax(-1),)
 
 
-OPS = (Int4MatMul, Int8MatMul, Fp16MatMul, RmsNorm, LayerNorm, CachedAttention, ArgMax)
+OPS = (Int4MatMul, Int8MatMul, Fp16MatMul, RmsNorm, LayerNorm, CachedAttention, GreedyToken)

@@ -1,4 +1,4 @@
-"""logits = Identity(y)  ->  y itself, float32 where a matmul makes it; tokens = ArgMax(logits) if asked for
+"""logits = Identity(y)  ->  y itself, float32 where a matmul makes it; tokens = GreedyToken(logits) if asked for
 
 Rounded to float16, large logits would be up to 2 ** -11 of their size off.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from edge_awq.engine.trt.draft import Draft, absorb, has_one_reader, matmul_of, producer
-from edge_awq.engine.trt.names import ARGMAX
+from edge_awq.engine.trt.names import GREEDY
 
 OUTPUT, TOKENS = "logits", "tokens"
 
@@ -31,7 +31,7 @@ def apply(draft: Draft) -> None:
         old = draft.options.tensorrt_major < 10
         dtype, shape = (np.int32, (1, rows, 2)) if old else (np.int64, (1, rows))
         tokens = gs.Variable(TOKENS, np.dtype(dtype), shape)
-        draft.plugin(ARGMAX, TOKENS, [output], [tokens])
+        draft.plugin(GREEDY, TOKENS, [output], [tokens])
         draft.graph.outputs.append(tokens)
 
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from edge_awq.engine.trt.draft import Draft, extras
-from edge_awq.engine.trt.names import ARGMAX, ATTENTION, DOMAIN, EXTRAS, MATMUL_WEIGHTS, NORMS
+from edge_awq.engine.trt.names import ATTENTION, DOMAIN, EXTRAS, GREEDY, MATMUL_WEIGHTS, NORMS
 
 FLOATS = ("float16", "float32")
 PASS_ON = ("Reshape", "Slice", "Gather", "Shape")  # give what they take
@@ -60,7 +60,7 @@ def _plugin_types(node: gs.Node) -> list[str]:
 def _given(node: gs.Node, types: dict[str, str]) -> str:
     if node.domain == DOMAIN:
         is_float32 = node.attrs.get("fp32_output")
-        return "int64" if node.op == ARGMAX else "float32" if is_float32 else "float16"
+        return "int64" if node.op == GREEDY else "float32" if is_float32 else "float16"
     if node.op == "Shape":
         return "int64"
     if node.op == "Cast":
