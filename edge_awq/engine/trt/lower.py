@@ -28,6 +28,7 @@ from edge_awq.engine.trt.rules.norm import PLUGINS
 from edge_awq.engine.trt.weight_input import WeightInput
 from edge_awq.errors import EdgeAwqError
 from edge_awq.export.ops import CONTRACT_VERSION
+from edge_awq.export.ops import DOMAIN as CANONICAL_DOMAIN
 
 DECODE = LoweringOptions()  # one token at a time, or up to eight speculated ones
 
@@ -56,8 +57,9 @@ def lower(model: onnx.ModelProto, options: LoweringOptions = DECODE, rules: Sequ
     """Lower a canonical graph, loaded without its external data; the model given stays as it is.
 
     Raises:
-        EdgeAwqError: the graph asks for something that no kernel computes.
+        EdgeAwqError: the graph is of another contract, or asks for something that no kernel computes.
     """
+    _check_contract(model)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     places = {tensor.name: tensor for tensor in copy.graph.initializer if tensor.external_data}
@@ -83,6 +85,13 @@ def _fitting_rows(model: onnx.ModelProto) -> int:
     """As many as the widest norm in front of a matmul takes."""
     normed = {node.input[1] for node in model.graph.node if node.op_type in PLUGINS}
     return max(1, min(normed_rows(tensor.dims[0]) for tensor in model.graph.initializer if tensor.name in normed))
+
+
+def _check_contract(model: onnx.ModelProto) -> None:
+    version = {opset.domain: opset.version for opset in model.opset_import}.get(CANONICAL_DOMAIN)
+    if version != CONTRACT_VERSION:
+        raise EdgeAwqError(f"the graph has op contract version {version}, this edge-awq has {CONTRACT_VERSION}",
+                           hint="build the bundle again")
 
 
 def _outsource(draft: Draft, places: dict[str, TensorProto]) -> None:

@@ -79,6 +79,7 @@ def test_norms_of_many_rows_are_launched_alone(models):
     assert lowered.declined[0] == ("norm_prologue: blocks.0.attn_norm: 512 rows of 128 elements are too many in front "
                                    "of a matmul, 8 fit")
     assert [node.op_type for node in plugins(lowered.model)].count("RmsNorm") == 5
+    assert set(lowered.weights) == set(lower(canonical(folder)).weights)  # uploaded once, for both
     assert relative_l2(run_lowered(lowered, folder, exact=True), expected) <= FLOAT_LIMIT
 
 
@@ -160,6 +161,18 @@ def test_what_no_kernel_computes_is_refused(attribute, node, value, text):
     with pytest.raises(EdgeAwqError, match=re.escape(text)) as error:
         lower(model)
     assert error.value.hint
+
+
+@pytest.mark.parametrize("version", [1, 3, None])
+def test_graphs_of_another_contract_are_refused(version):
+    model, _ = graph_of_shape("llama-160m")
+    opset = next(opset for opset in model.opset_import if opset.domain == "edge_awq")
+    if version is None:  # not ours at all
+        model.opset_import.remove(opset)
+    else:
+        opset.version = version
+    with pytest.raises(EdgeAwqError, match=f"the graph has op contract version {version}, this edge-awq has 2"):
+        lower(model)
 
 
 def test_ops_that_tensorrt_does_not_know_are_refused(models):
