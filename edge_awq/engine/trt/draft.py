@@ -138,6 +138,11 @@ def matmul_weights(node: gs.Node) -> list[gs.Tensor]:
     return list(node.inputs[1 : 1 + len(MATMUL_WEIGHTS[node.op])])
 
 
+def outputs(node: gs.Node) -> int:
+    """Features that a matmul gives: N, or half of it where gated."""
+    return node.attrs["N"] // 2 if node.attrs.get("gated") else node.attrs["N"]
+
+
 def flag(extra: str) -> str:
     """The attribute that asks for an extra input of a matmul."""
     return "norm" if extra == "norm_weight" else f"has_{extra}"

@@ -106,6 +106,17 @@ def read_again(model, name):
     model.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None))
 
 
+def activate_twice(model, name):
+    """relu(silu(z)) where silu(z) was."""
+    silu = node_named(model, name)
+    silu.output[0] = f"{name}.first"
+    model.graph.node.append(helper.make_node("Relu", [f"{name}.first"], [name], f"{name}.second"))
+    nodes = list(model.graph.node)
+    nodes.insert(nodes.index(silu) + 1, nodes.pop())
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
 def set_bias(model, name):
     """The add gets the bias of another linear, of another size."""
     node_named(model, f"{name}.biased").input[1] = "blocks.0.up.bias"
@@ -136,6 +147,20 @@ def test_rules_decline_with_a_reason(models, architecture, edit, name, reason):
     decoder_outputs = run_lowered(lowered, folder, exact=True)
     plain = lower(model, rules=without("qkv", "gate", "residual", "norm_prologue"))
     assert relative_l2(decoder_outputs, run_lowered(plain, folder, exact=True)) <= 1e-12  # float64 on both sides
+
+
+def test_a_second_activation_is_not_absorbed():
+    model, _ = graph_of_shape("llama-160m")
+    activate_twice(model, "blocks.0.activation")
+    with pytest.raises(EdgeAwqError, match=r"knows no Relu \(activation: .*blocks.0.gate is more than a product"):
+        lower(model)
+
+
+def test_a_scale_of_another_shape_is_none(models):
+    folder, _ = models("mpt")
+    model = canonical(folder)
+    node_named(model, "blocks.0.scaled").input[1] = "final_norm.weight"
+    assert lower(model).declined == ("act_scale: blocks.0.scaled: 'final_norm.weight' has shape [128], not [512]",)
 
 
 def test_bias_of_another_shape_is_no_bias(models):

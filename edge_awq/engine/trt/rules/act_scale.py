@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edge_awq.engine.trt.draft import Draft, absorb, extras, give, has_one_reader, matmul_of
+from edge_awq.engine.trt.draft import Draft, absorb, extras, give, has_one_reader, matmul_of, outputs
 
 
 def apply(draft: Draft) -> None:
@@ -16,6 +16,8 @@ def apply(draft: Draft) -> None:
             draft.decline("act_scale", node, f"'{stored[0].name}' does not scale what a matmul alone gives")
         elif {"act_scale", "residual"} & set(extras(matmul)):
             draft.decline("act_scale", node, f"{matmul.name} has a scale or a residual already")
+        elif stored[0].shape != (size := (outputs(matmul),)):
+            draft.decline("act_scale", node, f"'{stored[0].name}' has shape {list(stored[0].shape)}, not {list(size)}")
         else:
             give(matmul, act_scale=stored[0])
             absorb(matmul, node)

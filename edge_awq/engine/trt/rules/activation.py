@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from edge_awq.engine.trt.draft import Draft, absorb, has_one_reader, matmul_of, remove
+from edge_awq.engine.trt.draft import Draft, absorb, extras, has_one_reader, matmul_of, remove
 from edge_awq.engine.trt.names import GELU, GELU_TANH, RELU, SILU
 
 
@@ -20,6 +20,8 @@ def apply(draft: Draft) -> None:
             draft.decline("activation", node, "its sigmoid does not gate its own input")
         elif matmul is None or not _alone(draft, node, last):
             draft.decline("activation", node, "its input is not what a matmul alone gives")
+        elif matmul.attrs.get("activation") or set(extras(matmul)) - {"bias"}:
+            draft.decline("activation", node, f"{matmul.name} is more than a product with a bias")
         else:
             matmul.attrs["activation"] = _code(node)
             if last is not node:

@@ -7,8 +7,9 @@ lookup like that of the tokens.
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from edge_awq.engine.trt.draft import Draft, constant
+from edge_awq.engine.trt.draft import Draft, constant, redirect, remove
 
 PAST, IDS = "past_length", "input_ids"
 
@@ -19,24 +20,22 @@ def apply(draft: Draft) -> None:
         table, past = node.inputs[:2]
         if not draft.is_weight(table) or past.name != PAST:
             continue
-        old = draft.options.tensorrt_major < 10
-        dtype = "int32" if old else "int64"
-        if old:  # [1, 2], of which the first is the low word
-            zero = constant("positions.word", [0])
-            past = draft.standard("Gather", "positions.past", [_flat(draft, past), zero], axis=0)
-        ids = next(tensor for tensor in draft.graph.inputs if tensor.name == IDS)
-        sizes = draft.standard("Shape", "positions.sizes", [ids])
-        tokens = draft.standard("Gather", "positions.count", [sizes, constant("positions.second", [1])], axis=0)
-        numbers = constant("positions.numbers", np.arange(draft.most_rows), dtype)
-        first, axis = constant("positions.first", [0]), constant("positions.axis", [0])
-        offsets = draft.standard("Slice", "positions.offsets", [numbers, first, tokens, axis])
-        places = draft.standard("Add", "positions.places", [past, offsets])
-        outputs = list(node.outputs)
-        node.inputs.clear()
-        node.outputs.clear()
-        rows = draft.standard("Gather", node.name, [table, places], axis=0)
-        rows.inputs[0].outputs = outputs
+        rows = draft.standard("Gather", f"{node.name}.found", [table, _places(draft, past)], axis=0)
+        sliced = node.outputs[0]
+        remove(node)
+        redirect(sliced, rows)
 
 
-def _flat(draft: Draft, past: object) -> object:
-    return draft.standard("Reshape", "positions.words", [past, constant("positions.flat", [-1])])
+def _places(draft: Draft, past: gs.Tensor) -> gs.Tensor:
+    """past_length + arange(tokens), [tokens]."""
+    old = draft.options.tensorrt_major < 10
+    if old:  # [1, 2], of which the first is the low word
+        words = draft.standard("Reshape", "positions.words", [past, constant("positions.flat", [-1])])
+        past = draft.standard("Gather", "positions.past", [words, constant("positions.low", [0])], axis=0)
+    ids = next(tensor for tensor in draft.graph.inputs if tensor.name == IDS)
+    sizes = draft.standard("Shape", "positions.sizes", [ids])
+    tokens = draft.standard("Gather", "positions.tokens", [sizes, constant("positions.second", [1])], axis=0)
+    numbers = constant("positions.numbers", np.arange(draft.most_rows), "int32" if old else "int64")
+    first, axis = constant("positions.first", [0]), constant("positions.axis", [0])
+    offsets = draft.standard("Slice", "positions.offsets", [numbers, first, tokens, axis])
+    return draft.standard("Add", "positions.places", [past, offsets])
