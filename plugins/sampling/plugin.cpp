@@ -1,4 +1,5 @@
-// ArgMax as an op: logits fp32 [.., size] -> tokens int64 [..].
+// GreedyToken as an op: logits fp32 [.., size] -> tokens int64 [..]. It is not called ArgMax, because TensorRT's parser
+// takes a node with a standard op's name for that op, whatever its domain.
 #include <algorithm>
 
 #include "../library/launch.h"
@@ -14,7 +15,7 @@ constexpr int kMostSplits = 64;
 class ArgmaxOp final : public Op {
  public:
   static std::vector<Attribute> attributes() { return {}; }
-  const char* name() const override { return "ArgMax"; }
+  const char* name() const override { return "GreedyToken"; }
   std::unique_ptr<Op> clone() const override { return std::make_unique<ArgmaxOp>(*this); }
   std::vector<InputSpec> inputs() const override { return {{"logits", Type::kFloat32}}; }
   std::vector<OutputSpec> outputs() const override { return {{"tokens", Type::kInt64, 0, -1}}; }
@@ -52,6 +53,6 @@ class ArgmaxOp final : public Op {
 
 }  // namespace
 
-OpType argmax_op() { return op_type<ArgmaxOp>("ArgMax"); }
+OpType argmax_op() { return op_type<ArgmaxOp>("GreedyToken"); }
 
 }  // namespace edge_awq

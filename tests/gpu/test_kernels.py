@@ -150,7 +150,7 @@ def test_norms(device, rng, kind, size):
 def test_argmax(device, rng, size):
     logits = rng.integers(-1000, 1000, (3, size)).astype(np.float32)  # with equals: the first wins
     tokens = device.poisoned((3,), np.int64)
-    op = device.op("ArgMax")
+    op = device.op("GreedyToken")
     for _ in range(3):
         op.run([device.put(logits)], [tokens])
         np.testing.assert_array_equal(device.get(tokens), logits.argmax(1))

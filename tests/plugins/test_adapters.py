@@ -147,10 +147,10 @@ def test_64_bit_integers_travel_as_two_words_in_8_6(device):
     plugin = creators(device, 8)["CachedAttention"].create(**ATTENTION)
     types = [INT32 if kind == INT64 else kind for kind in ATTENTION_TYPES]
     assert all(plugin.supports(i, [desc(8, (1,), kind) for kind in types], 9) for i in range(12))
-    choice = creators(device, 8)["ArgMax"].create()
+    choice = creators(device, 8)["GreedyToken"].create()
     assert choice.output_type(0) == INT32 and choice.output_shape(0, [[51, 52]]) == [51, 1002]
-    assert creators(device, 10)["ArgMax"].create().output_types([FLOAT], 1) == [INT64]
-    assert creators(device, 10)["ArgMax"].create().output_shapes([[51, 52]], 1) == [[51]]
+    assert creators(device, 10)["GreedyToken"].create().output_types([FLOAT], 1) == [INT64]
+    assert creators(device, 10)["GreedyToken"].create().output_shapes([[51, 52]], 1) == [[51]]
 
 
 def test_types_and_shapes_of_outputs(device, generation):

@@ -156,7 +156,7 @@ def test_norms(device, rng, kind, has_delta):
 @pytest.mark.parametrize("size", [5, 9000])
 def test_argmax(device, rng, size):
     logits, tokens = rng.standard_normal((2, size)).astype(np.float32), np.full(2, -1)
-    op = device.create("ArgMax")
+    op = device.create("GreedyToken")
     for _ in range(2):
         op.run([guarded(logits)], [tokens])
         np.testing.assert_array_equal(tokens, logits.argmax(1))
@@ -164,7 +164,7 @@ def test_argmax(device, rng, size):
 
 def test_memory_for_counters_is_kept_and_freed(device, rng):
     before = device.driver.fake_allocations()
-    op = device.create("ArgMax")
+    op = device.create("GreedyToken")
     for rows in (2, 1, 2):
         op.run([np.zeros((rows, 3), np.float32)], [np.zeros(rows, np.int64)])
     assert device.calls("cuMemAlloc") == ["8"]
@@ -173,7 +173,7 @@ def test_memory_for_counters_is_kept_and_freed(device, rng):
 
 
 def test_prepare_does_what_a_capture_forbids(device):
-    op, logits = device.create("ArgMax"), np.zeros((2, 3), np.float32)
+    op, logits = device.create("GreedyToken"), np.zeros((2, 3), np.float32)
     assert device.library.edge_awq_prepare(op.handle, tensors([logits]), 1) == 0
     device.driver.fake_forget()
     op.run([logits], [np.zeros(2, np.int64)])
@@ -181,12 +181,12 @@ def test_prepare_does_what_a_capture_forbids(device):
 
 
 @pytest.mark.parametrize(("function", "text"), [
-    ("cuMemAlloc_v2", r"ArgMax: cuMemAlloc: .* \(8 bytes\)"), ("cuMemsetD8_v2", "ArgMax: cuMemsetD8: "),
-    ("cuStreamSynchronize", "ArgMax: cuMemsetD8: ")])
+    ("cuMemAlloc_v2", r"GreedyToken: cuMemAlloc: .* \(8 bytes\)"), ("cuMemsetD8_v2", "GreedyToken: cuMemsetD8: "),
+    ("cuStreamSynchronize", "GreedyToken: cuMemsetD8: ")])
 def test_memory_errors_are_reported(device, function, text):
     before = device.driver.fake_allocations()
     device.fail(function, 2)
-    op = device.create("ArgMax")
+    op = device.create("GreedyToken")
     with pytest.raises(KernelError, match=text):
         op.run([np.zeros((2, 3), np.float32)], [np.zeros(2, np.int64)])
     assert device.driver.fake_allocations() == before

@@ -1,0 +1,1 @@
+"""The TensorRT engine: lowering, builder and runtime."""

@@ -1,0 +1,290 @@
+"""Runs a lowered graph on the CPU: what every plugin computes, in float64 numpy, and standard ops as ONNX defines them.
+
+As it stands a tensor has the type that it will have on the device, and plugins round where the kernels store float16:
+results, normalized rows, rotated queries and keys. So a missing cast is an error here too. In ``exact`` mode nothing is
+rounded and every float is float64, which shows whether the lowered graph means what the canonical one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from edge_awq.engine.trt.lower import Lowered
+from edge_awq.engine.trt.names import DOMAIN, EXTRAS, GELU, GELU_TANH, INT4_MATMUL, RELU, SILU
+from edge_awq.engine.trt.weight_input import WeightInput, load
+from edge_awq.errors import EdgeAwqError
+from edge_awq.weights import read_layout
+
+
+class LoweredReference:
+    """A lowered graph with its weights and one KV cache, fed with chunks of tokens as an engine is."""
+
+    def __init__(self, lowered: Lowered, weights: Path, context: int, exact: bool = False) -> None:
+        """Read the weights file ``weights``; ``context`` is how many tokens the cache holds.
+
+        Raises:
+            EdgeAwqError: the graph's weights are inside.
+        """
+        if not lowered.weights:
+            raise EdgeAwqError("the weights of this graph are inside", hint="lower it with weights as inputs")
+        self.length, self._context = 0, context
+        self._floats = np.float64 if exact else None
+        model = _widened(lowered.model) if exact else lowered.model
+        self._evaluator = ReferenceEvaluator(model, new_ops=list(OPS))
+        layout = read_layout(weights)
+        self._weights = {each.name: load(self._as_read(each), weights, layout) for each in lowered.weights}
+        self._inputs = {value.name: value.type.tensor_type for value in lowered.model.graph.input}
+        self._outputs = [value.name for value in lowered.model.graph.output]
+        self._cache = {name: self._empty(name) for name in self._inputs if name.startswith("past_key_") or
+                       name.startswith("past_value_")}
+
+    def __call__(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
+        """Append ``ids`` to the cache; returns the outputs other than the cache, such as logits [1, rows, vocab]."""
+        feeds = {"input_ids": self._integers("input_ids", [list(ids)]), "past_length": self._past_length()}
+        found = self._evaluator.run(None, {**self._weights, **self._cache, **feeds})
+        outputs = dict(zip(self._outputs, found, strict=True))
+        self._cache = {name: outputs.pop(name.replace("past_", "present_", 1)) for name in self._cache}
+        self.length += len(ids)
+        return outputs
+
+    def _as_read(self, weight: WeightInput) -> WeightInput:
+        is_wide = self._floats and weight.numpy_dtype.kind == "f"
+        return dataclasses.replace(weight, dtype="float64") if is_wide else weight
+
+    def _empty(self, name: str) -> np.ndarray:
+        """A cache in which nothing is; what is not there is NaN, so that reading it shows."""
+        _, heads, _, size = (dim.dim_value for dim in self._inputs[name].shape.dim)
+        return self._float(np.full((1, heads, self._context, size), np.nan, np.float16))
+
+    def _float(self, array: np.ndarray) -> np.ndarray:
+        return array.astype(self._floats) if self._floats and array.dtype.kind == "f" else array
+
+    def _integers(self, name: str, values: Any) -> np.ndarray:
+        return np.array(values, helper.tensor_dtype_to_np_dtype(self._inputs[name].elem_type))
+
+    def _past_length(self) -> np.ndarray:
+        words = self._integers("past_length", [self.length])
+        return words if words.dtype == np.int64 else np.array([[self.length, 0]], np.int32)
+
+
+def _widened(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph on float64: constants are widened and casts between floats are no more than names."""
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    for tensor in wide.graph.initializer:
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    for node in wide.graph.node:
+        if node.op_type == "Cast":
+            node.op_type = "Identity"
+            del node.attribute[:]
+    return wide
+
+
+def _check_types(op: str, inputs: Sequence[np.ndarray], wanted: Sequence[str]) -> bool:
+    """Whether all is float64; otherwise every input has the type that the plugin takes.
+
+    Raises:
+        EdgeAwqError: one has not.
+    """
+    if inputs[0].dtype == np.float64:
+        return True
+    for index, (array, want) in enumerate(zip(inputs, wanted, strict=True)):
+        if array.dtype != want:
+            raise EdgeAwqError(f"{op}: input {index} is {array.dtype}, not {want}", hint="this is a fault of a rule")
+    return False
+
+
+def _stored(array: np.ndarray, exact: bool, dtype: str = "float16") -> np.ndarray:
+    """What memory keeps of float64 values."""
+    return array if exact else array.astype(dtype)
+
+
+def _rounded(array: np.ndarray, exact: bool) -> np.ndarray:
+    """Rounded to float16, computed with further."""
+    return array if exact else array.astype(np.float16).astype(np.float64)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def unpack(packed: np.ndarray, columns: int) -> np.ndarray:
+    """int8 [N, bytes], two values a byte, low nibble first -> float64 [N, columns]."""
+    words = packed.view(np.uint8)
+    return np.stack([words & 15, words >> 4], axis=-1).reshape(len(words), -1)[:, :columns].astype(np.float64)
+
+
+def dequantize(qweight: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, width: int, bits: int) -> np.ndarray:
+    """W [N, width] float64, (q - z) * s; tensors as plugins/README.md lays them out."""
+    groups = scales.shape[1]
+    q, zeros = ((unpack(each, count) if bits == 4 else each.view(np.uint8).astype(np.float64))
+                for each, count in ((qweight, width), (zero_points, groups)))
+    size = width // groups
+    return (q - np.repeat(zeros, size, axis=1)) * np.repeat(scales.astype(np.float64), size, axis=1)
+
+
+def activate(code: int, z: np.ndarray) -> np.ndarray:
+    """The activation that a matmul's attribute asks for."""
+    if code == RELU:
+        return np.maximum(z, 0.0)
+    if code == GELU:
+        return 0.5 * z * (1.0 + np.vectorize(math.erf)(z / math.sqrt(2.0)))
+    if code == GELU_TANH:
+        return 0.5 * z * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z**3)))
+    return z / (1.0 + np.exp(-z)) if code == SILU else z
+
+
+def normalize(kind: int, x: np.ndarray, epsilon: float, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """RMS (1) or layer (2) norm over the last axis."""
+    centred = x - x.mean(-1, keepdims=True) if kind == 2 else x
+    y = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon) * weight
+    return y if bias is None else y + bias
+
+
+class _MatMul(OpRun):
+    """activation(norm(x) @ W.T + bias) [* gated part] * act_scale + residual; plugins/common/linear.h."""
+
+    op_domain = DOMAIN
+    weight_types: tuple[str, ...] = ("int8", "float16", "int8")
+
+    def _run(self, *inputs: np.ndarray, **_: Any) -> tuple[np.ndarray]:
+        given = _attributes(self.onnx_node)
+        names = [name for name in EXTRAS if given.get("norm" if name == "norm_weight" else f"has_{name}")]
+        types = ["float16", *self.weight_types, *(EXTRAS[name] for name in names)]
+        exact = _check_types(self.onnx_node.name, inputs, types)
+        count = 1 + len(self.weight_types)
+        extra = {name: array.astype(np.float64) for name, array in zip(names, inputs[count:], strict=True)}
+        x = inputs[0].astype(np.float64)
+        if given.get("norm"):
+            x = _rounded(normalize(given["norm"], x, given["norm_epsilon"], extra["norm_weight"],
+                                   extra.get("norm_bias")), exact)
+        z = x @ self._matrix(inputs[1:count], given).T + extra.get("bias", 0.0)
+        y = activate(given.get("activation", 0), z[..., : given["N"] // 2] if given.get("gated") else z)
+        if given.get("gated"):
+            y = y * z[..., given["N"] // 2 :]
+        y = y * extra.get("act_scale", 1.0) + extra.get("residual", 0.0)
+        return (_stored(y, exact, "float32" if given.get("fp32_output") else "float16"),)
+
+    def _matrix(self, tensors: Sequence[np.ndarray], given: dict[str, Any]) -> np.ndarray:
+        bits = 4 if self.onnx_node.op_type == INT4_MATMUL else 8
+        assert tensors[1].shape == (given["N"], given["K"] // given["group_size"])
+        return dequantize(*tensors, given["K"], bits)
+
+
+class Int4MatMul(_MatMul):
+    """As plugin."""
+
+
+class Int8MatMul(_MatMul):
+    """As plugin."""
+
+
+class Fp16MatMul(_MatMul):
+    """As plugin."""
+
+    weight_types = ("float16",)
+
+    def _matrix(self, tensors: Sequence[np.ndarray], given: dict[str, Any]) -> np.ndarray:
+        assert tensors[0].shape == (given["N"], given["K"])
+        return tensors[0].astype(np.float64)
+
+
+class _Norm(OpRun):
+    """y = norm(x + delta), hidden = x + delta."""
+
+    op_domain = DOMAIN
+    kind = 1
+
+    def _run(self, *inputs: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
+        given = _attributes(self.onnx_node)
+        activations = 2 if given.get("has_delta") else 1
+        exact = _check_types(self.onnx_node.name, inputs,
+                             ["float16"] * activations + ["float32"] * (len(inputs) - activations))
+        hidden = _rounded(sum(array.astype(np.float64) for array in inputs[:activations]), exact)
+        weight, *bias = (array.astype(np.float64) for array in inputs[activations:])
+        y = normalize(self.kind, hidden, given["epsilon"], weight, bias[0] if bias else None)
+        return tuple(_stored(each, exact) for each in ([y, hidden] if activations == 2 else [y]))
+
+
+class RmsNorm(_Norm):
+    """As plugin."""
+
+
+class LayerNorm(_Norm):
+    """As plugin."""
+
+    kind = 2
+
+
+class CachedAttention(OpRun):
+    """As plugin; the cache is not overwritten but given back."""
+
+    op_domain = DOMAIN
+
+    def _run(self, *inputs: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
+        given = _attributes(self.onnx_node)
+        size, kv_heads = given["head_size"], given["kv_num_heads"]
+        new = 1 if given.get("packed_qkv") else 3
+        types = ["float16"] * (new + 2) + [inputs[new + 2].dtype.name] + ["float32"] * 3
+        exact = _check_types(self.onnx_node.name, inputs, types)
+        rows = np.concatenate([array.astype(np.float64) for array in inputs[:new]], axis=-1)[0]
+        caches, (cos, sin, slopes) = inputs[new : new + 2], (a.astype(np.float64) for a in inputs[new + 3 :])
+        past = int(inputs[new + 2].reshape(-1)[0])  # on TensorRT 8 the low word
+        tokens = len(rows)
+        heads = rows.reshape(tokens, -1, size).transpose(1, 0, 2)  # those of q, k and v
+        q, k, v = np.split(heads, [given["num_heads"], given["num_heads"] + kv_heads])
+        places = slice(past, past + tokens)
+        q, k = (_rounded(_rotated(each, cos[places], sin[places]), exact) for each in (q, k))
+        present = []
+        for cache, fresh in zip(caches, (k, v), strict=True):
+            present.append(cache.copy())
+            present[-1][0, :, places] = fresh
+        keys, values = (np.repeat(each[0, :, : past + tokens].astype(np.float64), len(q) // kv_heads, axis=0)
+                        for each in present)
+        mixed = _attend(q, keys, values, slopes, given)
+        return (_stored(mixed.transpose(1, 0, 2).reshape(1, tokens, -1), exact), *present)
+
+
+def _rotated(heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """[heads, tokens, size], the leading elements turned in pairs half of them apart."""
+    half = cos.shape[1]
+    a, b, kept = np.split(heads, [half, 2 * half], axis=-1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, kept], axis=-1)
+
+
+def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, slopes: np.ndarray,
+            given: dict[str, Any]) -> np.ndarray:
+    """[heads, tokens, size] of the newest positions over [heads, total, size]."""
+    total, tokens = keys.shape[1], q.shape[1]
+    distance = np.arange(total - tokens, total)[:, None] - np.arange(total)
+    scores = given["scale"] * q @ keys.transpose(0, 2, 1)
+    if given["softcap"]:
+        scores = given["softcap"] * np.tanh(scores / given["softcap"])
+    scores = scores - slopes[:, None, None] * distance
+    seen = (distance >= 0) & (distance < (given["window"] or total))
+    scores = np.where(seen, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ values
+
+
+class GreedyToken(OpRun):
+    """As plugin, the first of equals; on TensorRT 8 the graph reads it as two words."""
+
+    op_domain = DOMAIN
+
+    def _run(self, logits: np.ndarray, **_: Any) -> tuple[np.ndarray]:
+        return (logits.argmax(-1),)
+
+
+OPS = (Int4MatMul, Int8MatMul, Fp16MatMul, RmsNorm, LayerNorm, CachedAttention, GreedyToken)

@@ -1,0 +1,45 @@
+"""CachedAttention(q, k, v, past, ..)  ->  the plugin of the same name, with a float16 cache
+
+Where nothing is rotated the tables have no columns, and TensorRT would meet tensors without elements. They become one
+column of ones and one of zeros, which rotates the first pair of each head by nothing: the same numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from edge_awq.engine.trt.draft import Draft, constant
+from edge_awq.engine.trt.names import ATTENTION, DOMAIN, HEAD_SIZES
+from edge_awq.errors import EdgeAwqError
+
+INTEGERS, FLOATS = ("num_heads", "kv_num_heads", "head_size", "window"), ("scale", "softcap")
+
+
+def apply(draft: Draft) -> None:
+    """Replace every attention.
+
+    Raises:
+        EdgeAwqError: no kernel computes its head size.
+    """
+    unrotated: dict[str, gs.Constant] = {}
+    for node in draft.nodes(ATTENTION):
+        if node.domain == DOMAIN:
+            continue
+        given = {name: int(node.attrs[name]) for name in INTEGERS}
+        given |= {name: float(node.attrs[name]) for name in FLOATS}
+        if given["head_size"] not in HEAD_SIZES:
+            raise EdgeAwqError(f"{node.name}: no kernel has head size {given['head_size']}, only "
+                               f"{', '.join(map(str, HEAD_SIZES))}", hint="run this model on the target cpu")
+        *before, cos, sin, slopes = node.inputs
+        tables = [_rotated(table, value, unrotated) for table, value in ((cos, 1.0), (sin, 0.0))]
+        for cache in (*before[3:5], *node.outputs[1:]):
+            cache.dtype = np.dtype("float16")
+        draft.replace(node, ATTENTION, [*before, *tables, slopes], **given)
+
+
+def _rotated(table: gs.Tensor, value: float, unrotated: dict[str, gs.Constant]) -> gs.Tensor:
+    positions, columns = table.shape
+    if columns:
+        return table
+    return unrotated.setdefault(table.name, constant(f"{table.name}.still", np.full((positions, 1), value), "float32"))

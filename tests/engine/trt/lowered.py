@@ -1,0 +1,114 @@
+"""Tiny models of every family for the TensorRT lowering, and what its tests ask of a lowered graph."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+TESTS = Path(__file__).resolve().parents[2]
+for folder in (TESTS / "engine", TESTS / "plugins"):
+    sys.path.insert(0, str(folder))
+
+from built import build, canonical, random_ids, relative_l2, run_graph  # noqa: E402
+from library_harness import Device, KernelError  # noqa: E402
+
+from edge_awq.engine.trt.lower import Lowered  # noqa: E402
+from edge_awq.engine.trt.names import DOMAIN  # noqa: E402
+from edge_awq.engine.trt.reference import LoweredReference  # noqa: E402
+from edge_awq.export.graph import build_graph  # noqa: E402
+from edge_awq.model.config import DecoderConfig, parse_config  # noqa: E402
+from edge_awq.model.family import find_family  # noqa: E402
+from edge_awq.model.folds import has_act_scale  # noqa: E402
+from edge_awq.shapes import find_shape  # noqa: E402
+from edge_awq.weights import StoredTensor, TensorSpec  # noqa: E402
+from stored import StoredDecoder  # noqa: E402
+from tiny import ARCHITECTURES, UNGROUPED  # noqa: E402
+
+# Kernels have head sizes from 64 on; most tiny models have smaller ones.
+WIDE = {"head_dim": 64}
+TWO_HEADS = {"num_attention_heads": 2}
+ONE_KV_HEAD = {**TWO_HEADS, "num_key_value_heads": 1}
+HEADS = {
+    **dict.fromkeys(("llama2", "llama3", "llama-linear-rope", "llama-yarn", "llama-biased", "tinyllama", "mistral",
+                     "mistral-full", "qwen3-window", "gemma2", "gemma3"), WIDE),
+    **dict.fromkeys(("qwen2", "qwen2-window", "phi3-partial", "phi3-longrope"), ONE_KV_HEAD),
+    **dict.fromkeys(("mpt-clipped", "falcon-biased", "gpt-neox-sequential", "opt", "opt-gelu"), TWO_HEADS),
+    "phi3": {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 256},
+    "falcon-40b": {"num_attention_heads": 4, "num_kv_heads": 2, "hidden_size": 256},
+    "falcon-11b": {"num_attention_heads": 4, "num_kv_heads": 2, "hidden_size": 256},
+    "falcon-71-heads": {"num_attention_heads": 2, "hidden_size": 128},
+}
+LONGEST = {"phi3-longrope": {"rope_parameters": {
+    **ARCHITECTURES["phi3-longrope"][1]["rope_parameters"], "short_factor": [1.0 + i / 32 for i in range(32)],
+    "long_factor": [2.0 + i / 8 for i in range(32)]}}}
+CHUNKS = [random_ids(5), random_ids(1, seed=2), random_ids(1, seed=3), random_ids(8, seed=4)]
+CONTEXT = sum(map(len, CHUNKS))
+
+
+def build_tiny(folder: Path, architecture: str, bits: int | None = None, head_bits: int = 8,
+               **changes: object) -> StoredDecoder:
+    """A tiny model whose head size a kernel has, as a build leaves it."""
+    heads = HEADS.get(architecture, {}) | LONGEST.get(architecture, {})
+    bits = bits or (16 if architecture in UNGROUPED else 4)
+    return build(folder, architecture, bits, 16 if bits == 16 else head_bits, **(heads | changes))
+
+
+def run_lowered(lowered: Lowered, folder: Path, exact: bool = False) -> np.ndarray:
+    """Logits [tokens, vocab_size] of CHUNKS, one after the other."""
+    reference = LoweredReference(lowered, folder / "weights.safetensors", CONTEXT, exact)
+    return np.concatenate([reference(ids)["logits"][0] for ids in CHUNKS])
+
+
+def graph_of_shape(name: str, head_bits: int = 4) -> tuple[onnx.ModelProto, DecoderConfig]:
+    """The canonical graph of a known model at its full size, as if its weights file were there; and its config."""
+    shape = find_shape(name)
+    family = find_family(shape.config)
+    config = parse_config(shape.config, family)
+    specs = [TensorSpec("embed.weight", "F16", config.linear_shape("embed")),
+             *_vectors("final_norm", shape.biases, config)]
+    if "positions" in family.names:
+        specs.append(TensorSpec("positions.weight", "F16", (config.max_positions, config.hidden_size)))
+    specs += [TensorSpec(f"{rope}.{part}", "F32", (config.max_positions, spec.rotary_size // 2))
+              for rope, spec in config.ropes.items() for part in ("cos", "sin")]
+    for index in range(config.num_layers):
+        for norm in family.norms:
+            specs += _vectors(f"blocks.{index}.{norm}", shape.biases, config)
+        if has_act_scale(family, config):
+            specs.append(TensorSpec(f"blocks.{index}.act_scale.weight", "F32", (config.intermediate_size,)))
+        for linear in family.linears:
+            specs += _packed(f"blocks.{index}.{linear}", config.linear_shape(linear), 4)
+            if linear in shape.biases:
+                specs.append(TensorSpec(f"blocks.{index}.{linear}.bias", "F32", config.linear_shape(linear)[:1]))
+    specs += _packed("head", config.linear_shape("head"), head_bits)
+    layout, offset = {}, 0
+    for spec in specs:
+        layout[spec.name] = StoredTensor(spec.name, spec.dtype, spec.shape, offset, spec.nbytes)
+        offset += spec.nbytes
+    return build_graph(family, config, layout), config
+
+
+def _vectors(name: str, biases: Sequence[str], config: DecoderConfig) -> list[TensorSpec]:
+    short = name.rpartition(".")[2]
+    kinds = ("weight", "bias") if short in biases else ("weight",)
+    return [TensorSpec(f"{name}.{kind}", "F32", (config.norm_size(short),)) for kind in kinds]
+
+
+def _packed(name: str, shape: tuple[int, int], bits: int) -> list[TensorSpec]:
+    rows, width = shape
+    groups = width // (64 if width % 128 else 128)
+    return [TensorSpec(f"{name}.qweight", "U8", (rows, width * bits // 8)),
+            TensorSpec(f"{name}.scales", "F16", (rows, groups)),
+            TensorSpec(f"{name}.zero_points", "U8", (rows, -(-groups * bits // 8)))]
+
+
+def plugins(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that plugins compute."""
+    return [node for node in model.graph.node if node.domain == DOMAIN]
+
+
+__all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "TESTS", "Device", "KernelError", "build_tiny", "canonical",
+           "graph_of_shape", "plugins", "random_ids", "relative_l2", "run_graph", "run_lowered"]
