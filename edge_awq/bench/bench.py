@@ -26,6 +26,7 @@ from edge_awq.runner.session import measuring_device
 
 PEERS = tuple(name for name in ENGINES if name not in (OWN_ENGINE, BASELINE_ENGINE))
 PEER_PRECISION = "int4"
+_METER_OPTIONS = {"meter": "name", "meter_interval": "interval_s", "meter_root": "root"}
 SHAPES_OWN = "shape"  # as a baseline: the checkpoint that the bundles of a shape were made from
 
 
@@ -58,7 +59,7 @@ def request_from_options(bundles: tuple[Path, ...], progress: Progress, **option
         EdgeAwqError: nothing to measure, or options that do not go together.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    peers = tuple(map(_parse_peer, given.pop("peers")))
+    peers = tuple(map(_parse_peer, given.pop("peers", ())))
     shape, precision, target = given.get("shape"), given.pop("precision", None), given.pop("target", None)
     if shape is None and (precision or target):
         raise EdgeAwqError(f"--{'precision' if precision else 'target'} says what to make of a shape, and there is "
@@ -78,7 +79,7 @@ def request_from_options(bundles: tuple[Path, ...], progress: Progress, **option
         raise EdgeAwqError("there is nothing to measure", hint="give one or more bundles, or --shape NAME")
     if "baseline" in given:
         given["baseline"] = Path(given["baseline"])
-    meter = {"name": given.pop("meter")} if "meter" in given else {}
+    meter = {name: given.pop(option) for option, name in _METER_OPTIONS.items() if option in given}
     return BenchRequest(bundles, peers=peers, **given, meter=MeterChoice(device=measuring_device(bundles[0]), **meter))
 
 
@@ -90,24 +91,52 @@ def _parse_peer(peer: str) -> tuple[str, Path]:
     return name, Path(model)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A benchmark that can begin; the machine's load is the one before anything was started."""
+
+    subject: Subject
+    settings: Settings
+    entries: tuple[Entry, ...]
+    meter: MeterChoice
+
+
 def run_bench(request: BenchRequest, progress: Progress | None = None) -> Outcome:
     """Measure everything that ``request`` names.
 
     Raises:
         EdgeAwqError: it cannot be compared, a meter asked for by name does not work, or nothing could be measured.
     """
+    return measure_prepared(prepare(request), progress or Quiet())
+
+
+def prepare(request: BenchRequest) -> Prepared:
+    """Open and check everything that ``request`` names.
+
+    Raises:
+        EdgeAwqError: it cannot be compared.
+    """
     protocol = find_protocol(request.protocol)
     bundles = [Bundle.open(path) for path in request.bundles]
     check_comparable(bundles)
     device = measuring_device(request.bundles[0])
-    entries = list(_entries(request, bundles, device))
+    entries = tuple(_entries(request, bundles, device))
     load_before = os.getloadavg()[0]
     settings = Settings(protocol, request.repeats, request.threads or 0, load_before=load_before,
                         root=Path(request.meter.root))
-    with start_meter(request.meter) as meter:
+    return Prepared(_subject(request, bundles[0], device), settings, entries, request.meter)
+
+
+def measure_prepared(prepared: Prepared, progress: Progress) -> Outcome:
+    """Measure it, with a meter of its own.
+
+    Raises:
+        EdgeAwqError: a meter asked for by name does not work, or nothing could be measured.
+    """
+    with start_meter(prepared.meter) as meter:
         if meter.asked_for:
             meter.ready()  # it must measure: say so before anything long begins
-        outcome = Bench(_subject(request, bundles[0], device), settings, meter, progress or Quiet()).measure(entries)
+        outcome = Bench(prepared.subject, prepared.settings, meter, progress).measure(prepared.entries)
     if not outcome.results:
         raise EdgeAwqError(f"nothing was measured: {'; '.join(outcome.left_out)}",
                            hint="take a bundle with a longer context, or another protocol or engine")

@@ -13,10 +13,11 @@ from edge_awq import __version__
 from edge_awq.bench.protocols import Case, Conditions, Protocol, deviation, fitting, invalid_reasons, per_token
 from edge_awq.bench.results import Provenance, Result
 from edge_awq.bench.worker import Candidate, EngineEnded, Sample, Worker
+from edge_awq.power.base import Reading
 from edge_awq.power.monitor import Monitor
 from edge_awq.progress import Progress
-from edge_awq.runner.board import BoardState, describe_board, driver
-from edge_awq.runner.energy import readings_within, throttled
+from edge_awq.runner.board import THROTTLED, BoardState, describe_board, driver
+from edge_awq.runner.energy import highest, readings_within, throttled
 from edge_awq.runner.machine import describe_software
 
 WARM_UP_STEPS = 4  # first use maps pages and sizes buffers
@@ -131,12 +132,14 @@ class Bench:
             prefills.append(worker.prefill(ids))
             decodes.append(worker.decode(case.steps))
             advance(1)
-        changes = BoardState.now(self.settings.root).changed_since(before)
+        after = BoardState.now(self.settings.root)
+        changes = after.changed_since(before)
         spans = [sample.span_ns for sample in decodes]
         energy = self.meter.energy(spans)
         seen = readings_within(self.meter, (prefills[0].span_ns[0], decodes[-1].span_ns[1]))
         source = self.meter.source
-        conditions = Conditions(tuple(f"{text} ({code})" for code, text in changes), throttled(seen),
+        held_down = True if THROTTLED in dict(changes) else throttled(seen)
+        conditions = Conditions(tuple(f"{text} ({code})" for code, text in changes), held_down,
                                 self.settings.load_before, source.backend if source else None)
         reasons = invalid_reasons(conditions, energy)
         rates = [self.settings.protocol.decode_tok_s(sample) for sample in decodes]
@@ -146,6 +149,7 @@ class Bench:
             oom=False, valid=not reasons, invalid_reasons=reasons,
             prefill_tok_s_median=median(map(_rate, prefills)), runtime=_runtime(entry, worker), idle_w=idle_w,
             peak_rss_bytes=worker.peak_rss_bytes, load_s=worker.load_s,
+            mean_w=energy.mean_w, temp_max_c=_hottest_c([before, after, *seen]), throttled=held_down,
             provenance=self._provenance(entry, before, worker.versions),
         )
 
@@ -170,6 +174,10 @@ class Bench:
             power_scope=source.total.scope if source else None, bundle_sha256=entry.bundle_sha256,
             random_weights=self.subject.random_weights,
         )
+
+
+def _hottest_c(seen: Sequence[BoardState | Reading]) -> float | None:
+    return highest([value for one in seen for value in (one.temp_gpu_c, one.temp_tj_c)])
 
 
 def _rate(sample: Sample) -> float:

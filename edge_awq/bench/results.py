@@ -73,6 +73,8 @@ class Result:
         j_per_token_problem: why there are no joules; see edge_awq.power.energy.PhaseEnergy.problem.
         idle_w: power before the first repeat, with the model loaded.
         peak_rss_bytes: the most memory that the engine's process had resident; load_s: until it was ready.
+        mean_w: power while it decoded, idle power with it; None without a meter.
+        temp_max_c: the hottest that GPU or junction were seen; throttled: heat or current held the clocks down.
     """
 
     device: str
@@ -98,6 +100,9 @@ class Result:
     idle_w: float | None = None
     peak_rss_bytes: int | None = None
     load_s: float | None = None
+    mean_w: float | None = None
+    temp_max_c: float | None = None
+    throttled: bool | None = None
 
     def __post_init__(self) -> None:
         name = f"result of {self.model} on {self.device}"

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edge_awq.cli.common import progress
+from edge_awq.errors import EdgeAwqError
+
+_METER = (
+    click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter, as for run.  [default: auto]"),
+    click.option("--meter-interval", type=float, metavar="S", help="Seconds between its samples.  [default: 0.1]"),
+    click.option("--meter-root", envvar="EDGE_AWQ_METER_ROOT", type=click.Path(file_okay=False, exists=True),
+                 help="Where a container has the machine's /sys, /proc and /etc.  [default: /]"),
+)
+
+
+def _meter_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_METER):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -41,7 +56,7 @@ def report(results: tuple[Path, ...], output: Path) -> None:
 @click.option("--compare", type=click.Path(path_type=Path), metavar="OLD.json",
               help="Exit with 1 if anything is slower than there by more than the noise.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: each engine's own choice]")
-@click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter, as for run.  [default: auto]")
+@_meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json", help="Write the results.")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON instead of a table.")
 def bench(bundles: tuple[Path, ...], **options: Any) -> None:
@@ -67,3 +82,59 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
         for line in show_comparison(comparisons):
             click.echo(line, err=as_json)
         sys.exit(any(one.verdict == REGRESSION for one in comparisons))
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--modes", metavar="LIST", help="Names of power modes with commas between them.  [default: all]")
+@click.option("--min-tokens-per-s", type=float, metavar="X", help="Choose among the modes that are at least so fast.")
+@click.option("--max-temperature", type=float, metavar="C", help="Choose among the modes that stay below so many C.")
+@click.option("--protocol", default="figure", show_default=True, help="As for bench.")
+@click.option("--repeats", type=click.IntRange(min=1), help="Of every measurement.  [default: 5]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the engine's own choice]")
+@click.option("--settle", type=click.FloatRange(min=0), metavar="S", default=5.0, show_default=True,
+              help="Seconds to wait after a mode is set.")
+@_meter_options
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",
+              help="Write the results, again after every mode; 'edge-awq report' reads them.")
+@click.option("--yes", is_flag=True, help="Do not ask before the power mode is changed.")
+def tune(bundle: Path, **options: Any) -> None:
+    """Measure BUNDLE in a Jetson's power modes and name the one with the most tokens per joule.
+
+    Sets one mode after the other with nvpmodel, through sudo, and the original one at the end. Not yet verified on
+    device.
+    """
+    from edge_awq.bench.bench import prepare, request_from_options
+    from edge_awq.bench.results import write_results
+    from edge_awq.tune.nvpmodel import ModeSwitch
+    from edge_awq.tune.show import show_tuning
+    from edge_awq.tune.tune import Bounds, Tuning
+    from edge_awq.tune.tune import tune as tune_modes
+
+    names, output, yes, settle_s = (options.pop(name) for name in ("modes", "output", "yes", "settle"))
+    bounds = Bounds(options.pop("min_tokens_per_s"), options.pop("max_temperature"))
+    bars = progress()
+    prepared = prepare(request_from_options((bundle,), bars, **options))
+    switch = ModeSwitch(prepared.settings.root)
+    modes = switch.modes if names is None else switch.find([name.strip() for name in names.split(",")])
+    words = f"Set {', '.join(mode.name for mode in modes)} one after the other, and {switch.original.name} at the end?"
+    if not yes and not _agreed(words):
+        raise EdgeAwqError(f"the power mode was left at {switch.original.name}: nobody agreed to change it",
+                           hint="answer y, or give --yes")
+
+    def keep(tuning: Tuning) -> None:
+        if output is not None:
+            write_results(output, tuning.results, tuning.left_out)
+
+    tuning = tune_modes(prepared, switch, modes, bars, keep, settle_s)
+    keep(tuning)  # with what the last modes left out
+    for line in show_tuning(tuning, bounds, switch.original.name):
+        click.echo(line)
+
+
+def _agreed(question: str) -> bool:
+    """Whether the user said yes; no where nobody can answer."""
+    try:
+        return click.confirm(question, err=True)
+    except click.Abort:
+        return False

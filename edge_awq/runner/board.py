@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_awq.power.sysfs import gpu_devfreq, read_number, read_text, temperatures_c
 
+THROTTLED = "throttled"
 _JETPACKS = {"36.3": "6.0", "36.4": "6.1", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1",
              "36.5": "6.2.2", "36.5.0": "6.2.2", "39.2.0": "7.2"}
 
@@ -35,9 +36,14 @@ def power_mode(root: Path = Path("/")) -> dict[str, Any] | None:
     if status is None:
         return None
     number = int(status[1])
+    return {"name": power_modes(root).get(number), "id": number}
+
+
+def power_modes(root: Path = Path("/")) -> dict[int, str]:
+    """Names of the modes that nvpmodel knows on this image, by number; empty where there is no nvpmodel."""
     config = read_text(root / "etc/nvpmodel.conf") or ""
-    name = re.search(rf"POWER_MODEL\s+ID={number}\s+NAME=(\w+)", config)
-    return {"name": name[1] if name else None, "id": number}
+    found = re.findall(r"^\s*<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=([^\s>]+)", config, re.MULTILINE)
+    return {int(number): name for number, name in found}
 
 
 def clocks(root: Path = Path("/")) -> dict[str, Any]:
@@ -94,5 +100,5 @@ class BoardState:
             if self.clocks[name] != before.clocks[name]:
                 found.append(("clocks_changed", f"{name} was {before.clocks[name]} and is {self.clocks[name]}"))
         if None not in (self.throttle_events, before.throttle_events) and self.throttle_events > before.throttle_events:
-            found.append(("throttled", f"{self.throttle_events - before.throttle_events} throttle events"))
+            found.append((THROTTLED, f"{self.throttle_events - before.throttle_events} throttle events"))
         return found

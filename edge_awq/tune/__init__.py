@@ -1,0 +1,1 @@
+"""TUNE: the same prompts in every power mode of a Jetson, and the mode that makes the most tokens of a joule."""
