@@ -59,6 +59,8 @@ setup(
         "quantize": ["torch>=2.4"],
         "jetson": ["jetson-stats>=4.3"],  # AGPL-3.0: optional, imported only in the process that samples power
         "nvml": ["nvidia-ml-py>=12.535"],
+        # Engines without plugins; the real wheels, as the package tensorrt-rtx is built where it is installed.
+        "rtx": ["tensorrt-rtx-cu13-libs>=1.7.1", "tensorrt-rtx-cu13-bindings>=1.7.1"],
         "plot": ["matplotlib>=3.8"],
         "ray": ["ray[client]>=2.40"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.

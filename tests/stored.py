@@ -45,15 +45,21 @@ class Quantized:
         }
 
 
-def quantize(weight: np.ndarray, group_size: int, bits: int = 4) -> Quantized:
-    """Round to nearest, asymmetric: each group's range, widened to hold 0, is spread over 2**bits levels."""
+def quantize(weight: np.ndarray, group_size: int, bits: int = 4, symmetric: bool = False) -> Quantized:
+    """Round to nearest: each group's range, widened to hold 0, is spread over 2**bits levels.
+
+    ``symmetric``: the range is widened to [-x, x] and the zero point is the middle.
+    """
     rows, width = weight.shape
     groups = weight.astype(np.float64).reshape(rows, width // group_size, group_size)
     low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    if symmetric:
+        high = np.maximum(high, -low)
+        low = -high
     top = 2**bits - 1
     scale = ((high - low) / top).astype(np.float16)
     step = np.where(scale == 0, 1, scale).astype(np.float64)
-    zero = np.clip(np.rint(-low / step), 0, top)
+    zero = np.full(scale.shape, 2.0 ** (bits - 1)) if symmetric else np.clip(np.rint(-low / step), 0, top)
     q = np.clip(np.rint(groups / step[..., None]) + zero[..., None], 0, top)
     return Quantized(q.reshape(rows, width).astype(np.uint8), scale, zero.astype(np.uint8))
 
@@ -96,7 +102,8 @@ class StoredDecoder(Decoder):
         return {name[len(prefix) :]: value for name, value in self.values.items() if name.startswith(prefix)}
 
 
-def store(decoder: Decoder, path: Path, bits: int = 4, head_bits: int = 4, group_size: int = 64) -> StoredDecoder:
+def store(decoder: Decoder, path: Path, bits: int = 4, head_bits: int = 4, group_size: int = 64,
+          symmetric: bool = False) -> StoredDecoder:
     """Write the weights file of ``decoder`` (linears of 4 or 16 bits); returns the decoder that it means."""
     tensors: dict[str, np.ndarray] = {}
     values: dict[str, np.ndarray] = {}
@@ -108,7 +115,7 @@ def store(decoder: Decoder, path: Path, bits: int = 4, head_bits: int = 4, group
         elif width == 16:
             tensors[name] = values[name] = source.astype(np.float16)
         else:
-            quantized = quantize(source, group_size, width)
+            quantized = quantize(source, group_size, width, symmetric)
             tensors.update(quantized.tensors(layer, width))
             values[name] = quantized.value
     if decoder.tied_head:

@@ -22,20 +22,21 @@ from tiny import make_tiny
 GROUP_SIZE = 64
 
 
-def build(folder: Path, architecture: str, bits: int = 4, head_bits: int = 8, **changes: Any) -> StoredDecoder:
+def build(folder: Path, architecture: str, bits: int = 4, head_bits: int = 8, symmetric: bool = False,
+          **changes: Any) -> StoredDecoder:
     """Put a tiny checkpoint into ``folder``/source, and its weights file and model.onnx into ``folder``."""
     make_tiny(folder / "source", architecture, **changes)
-    return build_from(folder, bits, head_bits)
+    return build_from(folder, bits, head_bits, symmetric)
 
 
-def build_from(folder: Path, bits: int = 4, head_bits: int = 8) -> StoredDecoder:
+def build_from(folder: Path, bits: int = 4, head_bits: int = 8, symmetric: bool = False) -> StoredDecoder:
     """The same for a checkpoint that lies in ``folder``/source already."""
     source = load_decoder(folder / "source")
     unordered = folder / "unordered.safetensors"
-    decoder = store(source, unordered, bits, head_bits, GROUP_SIZE)
+    decoder = store(source, unordered, bits, head_bits, GROUP_SIZE, symmetric)
     layout = read_layout(unordered)
     precision = {4: "w4a16", 16: "fp16"}[bits]
-    planned = plan_layout(source, precision, QuantSpec(GROUP_SIZE, False, head_bits), source.config.max_positions)
+    planned = plan_layout(source, precision, QuantSpec(GROUP_SIZE, symmetric, head_bits), source.config.max_positions)
     assert {spec.name for spec in planned} == set(layout)
     tensors = {spec.name: np.array(read_tensor(unordered, layout[spec.name])) for spec in planned}
     unordered.unlink()

@@ -16,24 +16,17 @@ import pytest
 from library_harness import COMPILERS, build_for, built_library, folder
 
 from edge_awq.export import ops
+from wheels import PYTHON, unpacked
 
 HERE = Path(__file__).resolve().parent
-FOLDER, FOLDER_8, PYTHON_8 = "EDGE_AWQ_REGISTRIES", "EDGE_AWQ_TENSORRT_8", "EDGE_AWQ_PYTHON_3_10"
+FOLDER_8, PYTHON_8 = "EDGE_AWQ_TENSORRT_8", "EDGE_AWQ_PYTHON_3_10"
 VERSIONS = ("10.16.1.11", "11.4.0.106")
 PACKAGES = ("tensorrt-lean-cu13-libs", "tensorrt-lean-cu13-bindings")
 
 
 def installed(version, name, packages, options=()):
-    """The folder with this version's wheels unpacked; pip brings what is not there."""
-    if FOLDER not in os.environ:
-        pytest.skip(f"no lean TensorRT: let {FOLDER} name a folder for downloads of 45 to 67 MB")
-    where = Path(os.environ[FOLDER]).resolve() / f"lean-{version}-{name}"
-    if not where.exists():
-        partial = where.with_name(where.name + ".partial")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--upgrade"]
-        subprocess.run([*pip, *options, "--target", partial, *(f"{each}=={version}" for each in packages)], check=True)
-        partial.rename(where)
-    return where
+    """The folder with this version's wheels."""
+    return unpacked(f"lean-{version}-{name}", [f"{each}=={version}" for each in packages], "45 to 67 MB", options)
 
 
 def findings(python, module, folder):
@@ -64,8 +57,7 @@ def check(found, stderr):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_lean_registry(version):
-    python = f"py{sys.version_info.major}{sys.version_info.minor}"
-    found, stderr = findings(sys.executable, "tensorrt_lean_bindings", installed(version, python, PACKAGES))
+    found, stderr = findings(sys.executable, "tensorrt_lean_bindings", installed(version, PYTHON, PACKAGES))
     assert found["version"] == version
     check(found, stderr)
     assert found["Int4MatMul"]["classes"] == ["IPluginV3", "IPluginV3OneCore", "IPluginV3OneBuildV2",

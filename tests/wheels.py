@@ -1,0 +1,30 @@
+"""Optional wheels of NVIDIA's, unpacked side by side into the folder that $EDGE_AWQ_REGISTRIES names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+FOLDER = "EDGE_AWQ_REGISTRIES"
+PYTHON = f"py{sys.version_info.major}{sys.version_info.minor}"  # these wheels are for one Python each
+
+
+def unpacked(name: str, requirements: Sequence[str], size: str, options: Sequence[str] = ()) -> Path:
+    """The sub-folder ``name`` with the wheels of ``requirements`` unpacked; pip brings what is not there.
+
+    Skips the test where no folder is named; ``size`` tells what the download costs, such as "1 MB".
+    """
+    if FOLDER not in os.environ:
+        pytest.skip(f"no {requirements[0]}: let {FOLDER} name a folder for a download of {size}")
+    where = Path(os.environ[FOLDER]).resolve() / name
+    if not where.exists():
+        partial = where.with_name(where.name + ".partial")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--upgrade"]
+        subprocess.run([*pip, *options, "--target", partial, *requirements], check=True)
+        partial.rename(where)
+    return where
