@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_awq.cli.common import progress
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run(bundle: Path, **options: Any) -> None:
     meter = start_meter(_meter_choice(bundle, options))
     if meter.asked_for:
         meter.ready()  # it must measure: say so before anything long begins
-    with meter, load(bundle, options.pop("threads"), options.pop("context")) as session:
+    with meter, load(bundle, options.pop("threads"), options.pop("context"), progress()) as session:
         settings = session.settings(**{name: value for name, value in options.items() if value is not None})
         ids = session.encode_chat([{"role": "user", "content": text}]) if chat else session.encode(text)
         if meter.ready() is not None and idle_s:

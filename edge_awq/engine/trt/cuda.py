@@ -89,6 +89,10 @@ def open_cuda() -> Cuda:
     """
     try:
         driver = require("pycuda.driver", "trt")
+    except EdgeAwqError as error:
+        raise EdgeAwqError(f"{error.message}; bundles for GPUs need it",
+                           hint=f"{error.hint}, with the CUDA toolkit at hand; where there is no GPU of NVIDIA's, "
+                           "build with --target cpu") from error
     except ImportError as error:
         raise EdgeAwqError(f"NVIDIA's driver is not there: {error}",
                            hint="install it; in a container, start that with --runtime nvidia or --gpus all") from error
