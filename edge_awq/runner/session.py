@@ -26,6 +26,7 @@ from edge_awq.power.monitor import Monitor
 from edge_awq.progress import Progress
 from edge_awq.runner.energy import RequestEnergy
 from edge_awq.runner.generate import GenerationSettings, Token, generate
+from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.metrics import RunSummary, summarize, weight_bytes_per_token
 from edge_awq.runner.runlog import RunLog
 from edge_awq.runner.sampling import SamplingSettings
@@ -58,13 +59,14 @@ class Loaded:
 
 
 def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None,
-         progress: Progress | None = None) -> Session:
+         progress: Progress | None = None, lookup: int = 0) -> Session:
     """Open a bundle for running, after checking the hash of every file in it.
 
     Args:
         threads: CPU threads; None takes one per physical core.
         context: tokens in the KV cache; None takes the bundle's limit.
         progress: is told about an engine that must be compiled first; None compiles in silence.
+        lookup: tokens to guess by prompt lookup and run beside one, see edge_awq.runner.lookup; 0 guesses none.
 
     Raises:
         EdgeAwqError: not a bundle, damaged, or it cannot run here or with these values.
@@ -75,6 +77,8 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
     vocabulary = read_vocabulary(bundle.path)
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))
     engine = load_runtime(manifest.runtime).open_engine(bundle, threads, context, progress)
+    if lookup:
+        engine = LookupEngine(engine, lookup)
     load_s = (time.monotonic_ns() - started_ns) / 1e9
     sha256 = hash_file(bundle.path / MANIFEST)
     return Session(engine, vocabulary, Loaded(manifest, started_ns, load_s, threads, weight_bytes, sha256))

@@ -102,7 +102,7 @@ class Pass:
 
 
 class TrtEngine:
-    """One loaded model with one KV cache; see edge_awq.engine.base.Engine."""
+    """One loaded model with one KV cache; see edge_awq.engine.base.AllLogitsEngine."""
 
     def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int) -> None:
         """Load what was compiled; ``weights`` is the bundle's weights file, ``context`` the cache's size in tokens.
@@ -143,8 +143,8 @@ class TrtEngine:
         """Append one token; returns logits [vocab_size] float32, which the next call may overwrite."""
         return self.prefill([token_id])
 
-    def extend(self, ids: Sequence[int]) -> np.ndarray:
-        """Append ids (at least one) to the cache; returns the logits after each of them, [tokens, vocab_size]."""
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Append ids (at least one) to the cache; returns the logits after each, [tokens, vocab_size] float32."""
         self._check_ids(ids)
         logits = np.empty((len(ids), self.vocab_size), np.float32)
         start = 0

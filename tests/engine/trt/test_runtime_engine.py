@@ -62,12 +62,12 @@ def test_truncate_then_another_text(machine):
 
 
 @pytest.mark.parametrize("count", [1, 2, MOST_ROWS, 2 * MOST_ROWS + 3])
-def test_extend_gives_logits_of_every_token(machine, count):
+def test_logits_of_every_token(machine, count):
     engine, _ = machine
     engine.prefill(IDS[:20])
     for _ in range(2):  # run as it is, then as a graph
         engine.truncate(20)
-        found = engine.extend(IDS[20 : 20 + count])
+        found = engine.logits(IDS[20 : 20 + count])
         assert np.array_equal(found, [expected(IDS[: 21 + row]) for row in range(count)])
 
 
@@ -189,5 +189,5 @@ def test_impossible_tokens(machine, ids):
     with pytest.raises(EdgeAwqError):
         engine.prefill(ids)
     with pytest.raises(EdgeAwqError):
-        engine.extend(ids)
+        engine.logits(ids)
     assert engine.length == 0
