@@ -57,6 +57,8 @@ setup(
     ],
     extras_require={
         "quantize": ["torch>=2.4"],
+        # On a Jetson TensorRT comes with JetPack; pycuda is compiled on the machine, with the CUDA toolkit.
+        "trt": ["tensorrt>=10.3,<12; platform_machine == 'x86_64'", "pycuda>=2024.1"],
         "jetson": ["jetson-stats>=4.3"],  # AGPL-3.0: optional, imported only in the process that samples power
         "nvml": ["nvidia-ml-py>=12.535"],
         # Engines without plugins; the real wheels, as the package tensorrt-rtx is built where it is installed.

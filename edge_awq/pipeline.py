@@ -22,7 +22,7 @@ from torch import Tensor
 
 from edge_awq import __version__
 from edge_awq.bundle import CONFIG, GRAPH, WEIGHTS, Bundle, Manifest, hash_file
-from edge_awq.engine import NOT_YET, ON_DEVICE, load_runtime
+from edge_awq.engine import LATER, ON_DEVICE, load_runtime
 from edge_awq.export.graph import build_graph
 from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.interop.checkpoint import PackedCheckpoint
@@ -67,10 +67,9 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
     if bundle := workspace.finished():
         progress.note(f"{bundle.path} is built already")
         return bundle
+    load_runtime(request.target.kind)  # an unknown kind is refused before the work starts
     if request.target.kind in ON_DEVICE:
-        progress.note(f"{request.target.name}: {NOT_YET.format(kind=request.target.kind)}")
-    else:
-        load_runtime(request.target.kind)  # an unknown kind is refused before the work starts
+        progress.note(f"{request.target.name}: {LATER.format(kind=request.target.kind)}")
     with workspace as work:
         copy_tokenizer(plan.source.folder, work.folder)
         shutil.copyfile(plan.source.folder / CONFIG, work.folder / CONFIG)  # what an export is written from

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from edge_awq import __version__
-from edge_awq.cli.building import build, export_checkpoint
+from edge_awq.cli.building import build, compile_engine, export_checkpoint
 from edge_awq.cli.measuring import bench, report, tune
 from edge_awq.cli.running import run
 from edge_awq.cli.showing import inspect, log, plan, targets
@@ -72,5 +72,5 @@ def main() -> None:
     """
 
 
-for command in (build, run, inspect, export_checkpoint, targets, plan, report, bench, tune, log):
+for command in (build, compile_engine, run, inspect, export_checkpoint, targets, plan, report, bench, tune, log):
     main.add_command(command)

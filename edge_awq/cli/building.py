@@ -37,6 +37,27 @@ def build(**options: Any) -> None:
     click.echo(f"{bundle.path}: {size_bytes / 1e6:.1f} MB, try: edge-awq {attempt}", err=True)
 
 
+@click.command("compile")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--fresh", is_flag=True, help="Compile even if an engine for this machine is there.")
+def compile_engine(bundle: Path, fresh: bool) -> None:
+    """Compile BUNDLE for the GPU of this machine; 'run' does it itself when it must."""
+    from edge_awq.bundle import Bundle
+    from edge_awq.engine import ON_DEVICE, load_runtime
+    from edge_awq.errors import EdgeAwqError
+
+    kind = Bundle.open(bundle, verify=False).manifest.runtime
+    if kind not in ON_DEVICE:
+        raise EdgeAwqError(f"{bundle} runs on {kind}: its engine came with the build", hint="edge-awq run runs it")
+    report = load_runtime(kind).compile_bundle(bundle, progress(), fresh)
+    if report is None:
+        click.echo(f"{bundle}: an engine for this machine is there; --fresh compiles it anew", err=True)
+        return
+    passes = ", ".join(f"{name} of up to {rows} tokens" for name, rows in report.passes.items())
+    click.echo(f"{bundle / report.file}: {report.engine_bytes / 1e6:.1f} MB ({passes}), compiled in "
+               f"{report.compile_s:.1f} s, at most {report.peak_host_bytes / 1e6:.0f} MB of host memory", err=True)
+
+
 @click.command("export")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(["autoawq", "compressed-tensors"]), required=True,

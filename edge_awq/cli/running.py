@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_awq.cli.common import progress
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens in the KV cache.  [default: the bundle's]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: physical cores]")
+@click.option("--lookup", type=click.IntRange(1, 7), metavar="N", help="Guess up to N tokens from the text so far; "
+              "faster where it repeats itself.  [default: no guesses]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--log", type=click.Path(path_type=Path), help="Folder for the run log.")
 @click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter: auto, jtop, ina3221, nvml, rapl, "
@@ -66,17 +69,22 @@ def run(bundle: Path, **options: Any) -> None:
     meter = start_meter(_meter_choice(bundle, options))
     if meter.asked_for:
         meter.ready()  # it must measure: say so before anything long begins
-    with meter, load(bundle, options.pop("threads"), options.pop("context")) as session:
+    load_options = {name: options.pop(name) for name in ("threads", "context")}
+    lookup = options.pop("lookup") or 0
+    with meter, load(bundle, **load_options, progress=progress(), lookup=lookup) as session:
         settings = session.settings(**{name: value for name, value in options.items() if value is not None})
         ids = session.encode_chat([{"role": "user", "content": text}]) if chat else session.encode(text)
         if meter.ready() is not None and idle_s:
             meter.measure_idle(idle_s)
         summary, energy = _answer(session, ids, settings, meter, (log, as_json))
         bandwidth_gb_s = session.memory_bandwidth_gb_s()
+        guesses = f"[{session.engine.right} of {session.engine.guessed} guessed tokens were right]" if lookup else ""
     if as_json:
         click.echo(json.dumps(summary.to_dict(), ensure_ascii=False))
     else:
         click.echo(f"\n{speed_line(summary, energy, bandwidth_gb_s)}", err=True)
+        if guesses:
+            click.echo(guesses, err=True)
 
 
 def _meter_choice(bundle: Path, options: dict[str, Any]) -> MeterChoice:

@@ -7,13 +7,12 @@ from types import ModuleType
 
 from edge_awq.errors import EdgeAwqError
 
-# Kinds whose engines are compiled on the device, by a later version: bundles for them hold no engine.
-ON_DEVICE = ("tensorrt",)
-NOT_YET = "this edge-awq cannot compile or run {kind} engines yet; it quantizes, exports and forecasts for them"
-
 # Kind of runtime, as a target's profile names it -> package that offers ``compile_bundle`` and ``open_engine``.
-RUNTIMES = {"onnxruntime": "edge_awq.engine.ort"}
+RUNTIMES = {"onnxruntime": "edge_awq.engine.ort", "tensorrt": "edge_awq.engine.trt"}
 CPU_RUNTIMES = {"onnxruntime"}  # the others' work is a GPU's
+# Kinds whose engines hold for one device: a build leaves a bundle without one, and the device compiles it.
+ON_DEVICE = {"tensorrt"}
+LATER = "its {kind} engine is compiled on the device: by edge-awq compile, or by the first edge-awq run"
 
 
 def load_runtime(kind: str) -> ModuleType:
@@ -22,8 +21,6 @@ def load_runtime(kind: str) -> ModuleType:
     Raises:
         EdgeAwqError: there is none for that kind.
     """
-    if kind in ON_DEVICE:
-        raise EdgeAwqError(NOT_YET.format(kind=kind), hint="to run on this machine, build with --target cpu")
     if kind not in RUNTIMES:
-        raise EdgeAwqError(f"runtime '{kind}' is not known", hint=f"known: {', '.join((*RUNTIMES, *ON_DEVICE))}")
+        raise EdgeAwqError(f"runtime '{kind}' is not known", hint=f"known: {', '.join(RUNTIMES)}")
     return importlib.import_module(RUNTIMES[kind])

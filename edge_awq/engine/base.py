@@ -39,3 +39,11 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release the runtime's memory; the engine cannot be used afterwards."""
         ...
+
+
+class AllLogitsEngine(Engine, Protocol):
+    """An engine that also gives the logits after every token of a call."""
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Append ids (at least one) to the cache; returns the logits after each, [tokens, vocab_size] float32."""
+        ...

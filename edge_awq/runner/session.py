@@ -23,8 +23,10 @@ from edge_awq.engine import CPU_RUNTIMES, load_runtime
 from edge_awq.engine.base import Engine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.monitor import Monitor
+from edge_awq.progress import Progress
 from edge_awq.runner.energy import RequestEnergy
 from edge_awq.runner.generate import GenerationSettings, Token, generate
+from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.metrics import RunSummary, summarize, weight_bytes_per_token
 from edge_awq.runner.runlog import RunLog
 from edge_awq.runner.sampling import SamplingSettings
@@ -56,12 +58,15 @@ class Loaded:
     manifest_sha256: str
 
 
-def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None) -> Session:
+def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None,
+         progress: Progress | None = None, lookup: int = 0) -> Session:
     """Open a bundle for running, after checking the hash of every file in it.
 
     Args:
         threads: CPU threads; None takes one per physical core.
         context: tokens in the KV cache; None takes the bundle's limit.
+        progress: is told about an engine that must be compiled first; None compiles in silence.
+        lookup: tokens to guess by prompt lookup and run beside one, see edge_awq.runner.lookup; 0 guesses none.
 
     Raises:
         EdgeAwqError: not a bundle, damaged, or it cannot run here or with these values.
@@ -71,7 +76,9 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
     manifest = bundle.manifest
     vocabulary = read_vocabulary(bundle.path)
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))
-    engine = load_runtime(manifest.runtime).open_engine(bundle, threads=threads, context=context)
+    engine = load_runtime(manifest.runtime).open_engine(bundle, threads, context, progress)
+    if lookup:
+        engine = LookupEngine(engine, lookup)
     load_s = (time.monotonic_ns() - started_ns) / 1e9
     sha256 = hash_file(bundle.path / MANIFEST)
     return Session(engine, vocabulary, Loaded(manifest, started_ns, load_s, threads, weight_bytes, sha256))

@@ -59,7 +59,7 @@ def opened(monkeypatch):
     """What the runtime was asked to open, and the engine that it gave."""
     seen = SimpleNamespace(script=[*ids_of("the fox\nruns"), EOS, *[7] * 50])
 
-    def open_engine(bundle, threads, context):
+    def open_engine(bundle, threads, context, progress):
         seen.bundle, seen.threads, seen.context = bundle, threads, context
         seen.engine = FakeEngine(seen.script, FakeClock(), context or bundle.manifest.context)
         return seen.engine

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge_awq.bundle import ENGINES, Bundle
 from edge_awq.errors import EdgeAwqError
+from edge_awq.progress import Progress
 
 if TYPE_CHECKING:
     from edge_awq.engine.ort.compile import EngineReport
@@ -21,12 +22,14 @@ def compile_bundle(folder: Path, probe: Sequence[int]) -> EngineReport:
     return compiler.compile_bundle(folder, probe)
 
 
-def open_engine(bundle: Bundle, threads: int | None = None, context: int | None = None) -> OrtEngine:
+def open_engine(bundle: Bundle, threads: int | None = None, context: int | None = None,
+                progress: Progress | None = None) -> OrtEngine:
     """The engine of a compiled bundle.
 
     Args:
         threads: None takes one per physical core.
         context: tokens that the KV cache can hold, at most the bundle's; None takes the bundle's.
+        progress: hears nothing, as nothing is compiled here.
 
     Raises:
         EdgeAwqError: an argument is impossible, or the bundle was not compiled for onnxruntime by this version.

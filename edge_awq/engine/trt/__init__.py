@@ -1,1 +1,91 @@
-"""The TensorRT engine: lowering, builder and runtime."""
+"""The runtime "tensorrt": NVIDIA's GPUs from Ampere on, Jetson Orin among them. Not yet verified on device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_awq.bundle import Bundle
+from edge_awq.errors import EdgeAwqError
+from edge_awq.progress import Progress, Quiet
+
+if TYPE_CHECKING:
+    from edge_awq.engine.trt.bindings import Toolkit
+    from edge_awq.engine.trt.build import CompileReport
+    from edge_awq.engine.trt.cuda import Cuda
+    from edge_awq.engine.trt.plan_cache import EngineKey
+    from edge_awq.engine.trt.runtime import TrtEngine
+
+
+def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool = False) -> CompileReport | None:
+    """Compile the bundle ``folder`` for this machine; None: an engine for it is there already.
+
+    Args:
+        fresh: compile even then.
+
+    Raises:
+        EdgeAwqError: see edge_awq.engine.trt.build, and where TensorRT, pycuda, the driver or the plugins are missing.
+    """
+    from edge_awq.engine.trt.cuda import open_cuda
+
+    bundle = Bundle.open(folder)
+    cuda = open_cuda()
+    try:
+        return _compile(bundle, cuda, progress or Quiet(), fresh)[2]
+    finally:
+        cuda.close()
+
+
+def open_engine(bundle: Bundle, threads: int | None = None, context: int | None = None,
+                progress: Progress | None = None) -> TrtEngine:
+    """The engine of a bundle, compiled now if there is none that fits this machine.
+
+    Args:
+        threads: for processors only.
+        context: tokens that the KV cache can hold, at most the bundle's; None takes the bundle's.
+
+    Raises:
+        EdgeAwqError: an argument is impossible, something is missing here, or the model does not fit into memory.
+    """
+    from edge_awq.engine.trt.cuda import open_cuda
+    from edge_awq.engine.trt.plan_cache import engine_path, read_engine
+    from edge_awq.engine.trt.runtime import TrtEngine
+
+    limit = bundle.manifest.context
+    if threads is not None:
+        raise EdgeAwqError(f"threads = {threads}, but {bundle.path} runs on a GPU", hint="leave the threads out")
+    if context is not None and not 1 <= context <= limit:
+        raise EdgeAwqError(f"context = {context}, but {bundle.path} was built for 1 to {limit} tokens",
+                           hint=f"use at most {limit}, or build for a target with a larger max_context")
+    cuda = open_cuda()
+    try:
+        toolkit, key, _ = _compile(bundle, cuda, progress or Quiet())
+        stored = read_engine(engine_path(bundle.path, key))
+        return TrtEngine(toolkit, cuda, stored, bundle.weights, limit if context is None else context)
+    except BaseException:
+        cuda.close()
+        raise
+
+
+def _compile(bundle: Bundle, cuda: Cuda, progress: Progress,
+             fresh: bool = False) -> tuple[Toolkit, EngineKey, CompileReport | None]:
+    """Compile where that is needed, and say why."""
+    from edge_awq.detect import read_machine
+    from edge_awq.engine.trt.bindings import load_toolkit
+    from edge_awq.engine.trt.build import compile_engine, shape_settings
+    from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, make_key, read_engine, stale
+
+    toolkit = load_toolkit()
+    graph = hash_graph(bundle.graph, shape_settings(bundle))
+    key = make_key(toolkit, cuda.gpu, read_machine().power_mode, graph)
+    path = engine_path(bundle.path, key)
+    if path.is_file() and not fresh:
+        try:
+            read_engine(path)
+        except EdgeAwqError as error:
+            progress.note(f"{error.message}; it is compiled anew")
+        else:
+            return toolkit, key, None
+    for line in stale(bundle.path, key):
+        progress.note(line)
+    return toolkit, key, compile_engine(bundle, key, toolkit, progress)

@@ -1,0 +1,165 @@
+"""TensorRT's Python package: which versions are used, what is touched of it, what it says.
+
+Not yet verified on device.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from edge_awq import plugins
+from edge_awq.errors import EdgeAwqError
+from edge_awq.lazy import require
+
+# Every name of the package that build and run use, relative to the module; optional ones are looked up by name.
+TOUCHED = (
+    "__version__",
+    "ILogger", "ILogger.Severity.INTERNAL_ERROR", "ILogger.Severity.ERROR", "ILogger.Severity.WARNING",
+    "Builder", "Builder.create_network", "Builder.create_builder_config", "Builder.create_optimization_profile",
+    "Builder.build_serialized_network",
+    "NetworkDefinitionCreationFlag", "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
+    "NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
+    "INetworkDefinition.num_inputs", "INetworkDefinition.get_input", "ITensor.name", "ITensor.shape", "ITensor.dtype",
+    "ITensor.dynamic_range",
+    "OnnxParser", "OnnxParser.parse", "OnnxParser.num_errors", "OnnxParser.get_error", "ParserError.desc",
+    "IBuilderConfig.add_optimization_profile", "IBuilderConfig.set_flag", "IBuilderConfig.set_preview_feature",
+    "IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache", "IBuilderConfig.get_timing_cache",
+    "IBuilderConfig.progress_monitor", "IProgressMonitor", "ITimingCache.serialize",
+    "BuilderFlag", "BuilderFlag.FP16", "BuilderFlag.INT8", "PreviewFeature", "PreviewFeature.ALIASED_PLUGIN_IO_10_03",
+    "IOptimizationProfile.set_shape", "DataType.INT8", "nptype",
+    "Runtime", "Runtime.deserialize_cuda_engine",
+    "ICudaEngine.create_execution_context", "ICudaEngine.num_io_tensors", "ICudaEngine.get_tensor_name",
+    "ICudaEngine.get_tensor_mode", "ICudaEngine.get_tensor_dtype", "ICudaEngine.get_tensor_shape",
+    "IExecutionContext.set_input_shape", "IExecutionContext.set_tensor_address", "IExecutionContext.execute_async_v3",
+    "TensorIOMode.INPUT", "get_plugin_registry", "IPluginRegistry.load_library",
+)
+
+OLDEST, OLDEST_10, NEWEST_MAJOR = (8, 6), (10, 3), 11
+SUPPORTED = "TensorRT 8.6, 10.3 and later, and 11"
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """TensorRT, loaded and checked, with the plugin library in its registry.
+
+    Attributes:
+        version: such as (10, 3, 0).
+        log: an ILogger that keeps what TensorRT says.
+    """
+
+    trt: ModuleType
+    version: tuple[int, ...]
+    log: Any
+
+    @property
+    def version_text(self) -> str:
+        """Such as "10.3.0"."""
+        return ".".join(map(str, self.version))
+
+    @property
+    def major(self) -> int:
+        """The version's first number."""
+        return self.version[0]
+
+    def why(self) -> str:
+        """The first error since the last ``forget``, or the last warning; empty if there was none."""
+        return self.log.why()
+
+
+def load_toolkit(library: Path | None = None) -> Toolkit:
+    """Import TensorRT and give it the plugins of ``library``; None finds it.
+
+    Raises:
+        EdgeAwqError: TensorRT is missing or of a version that is not supported, or the plugin library does not load.
+    """
+    try:
+        trt = require("tensorrt", "trt")
+    except EdgeAwqError as error:
+        raise EdgeAwqError("TensorRT's Python package 'tensorrt' is not installed",
+                           hint="on a Jetson it comes with JetPack (sudo apt install nvidia-jetpack; a virtual "
+                                "environment needs --system-site-packages), elsewhere: pip install 'edge-awq[trt]'"
+                           ) from error
+    except ImportError as error:  # the binding is there, a library below it is not
+        raise EdgeAwqError(f"TensorRT cannot be loaded: {error}",
+                           hint="install TensorRT's libraries, or let LD_LIBRARY_PATH name their folder") from error
+    version = check_version(trt.__version__, np.__version__)
+    toolkit = Toolkit(trt, version, _make_log(trt))
+    _load_plugins(toolkit, library or plugins.find_library())
+    return toolkit
+
+
+def check_version(tensorrt: str, numpy: str) -> tuple[int, ...]:
+    """The version as numbers.
+
+    Raises:
+        EdgeAwqError: it is not supported, or not with this numpy.
+    """
+    version = tuple(int(number) for number in re.findall(r"\d+", tensorrt)[:3])
+    is_new = version[0] > NEWEST_MAJOR
+    if is_new or version < OLDEST or (9,) <= version < OLDEST_10:
+        remedy = "update edge-awq" if is_new else "install one of them; a Jetson needs JetPack 6 or 7"
+        raise EdgeAwqError(f"TensorRT {tensorrt} is not supported; {SUPPORTED} are", hint=remedy)
+    if version[0] < 10 and not numpy.startswith("1."):
+        raise EdgeAwqError(f"TensorRT {tensorrt} reads zeros for the weights of numpy {numpy}",
+                           hint="pip install 'numpy<2'")
+    return version
+
+
+def _load_plugins(toolkit: Toolkit, library: Path) -> None:
+    plugins.load_library(library)  # says what is wrong with it better than the registry does
+    if toolkit.trt.get_plugin_registry().load_library(str(library)) is None:
+        raise EdgeAwqError(f"{library}: TensorRT {toolkit.version_text} does not take it as a plugin library"
+                           f"{because(toolkit)}", hint="install the edge-awq wheel for this machine again")
+
+
+def create(toolkit: Toolkit, kind: str) -> Any:
+    """TensorRT's "Builder" or "Runtime".
+
+    Raises:
+        EdgeAwqError: it does not start.
+    """
+    toolkit.log.forget()
+    try:
+        return getattr(toolkit.trt, kind)(toolkit.log)
+    except TypeError as error:  # the binding's word for a null pointer
+        raise EdgeAwqError(f"TensorRT {toolkit.version_text} does not start{because(toolkit)}",
+                           hint="its CUDA version must be one that the driver runs: see nvidia-smi") from error
+
+
+def because(toolkit: Toolkit) -> str:
+    """" (what TensorRT said)", or nothing."""
+    return f" ({toolkit.why()})" if toolkit.why() else ""
+
+
+def _make_log(trt: ModuleType) -> Any:
+    severities = trt.ILogger.Severity
+
+    class Log(trt.ILogger):
+        """Keeps errors and warnings of the work at hand; nothing is written to the terminal."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (severities.INTERNAL_ERROR, severities.ERROR):
+                self.errors.append(message)
+            elif severity == severities.WARNING:
+                self.warnings.append(message)
+
+        def why(self) -> str:
+            said = self.errors[:1] or self.warnings[-1:]
+            return " ".join(said[0].split()) if said else ""
+
+        def forget(self) -> None:
+            self.errors.clear()
+            self.warnings.clear()
+
+    return Log()

@@ -1,0 +1,246 @@
+"""The builder: a bundle's graph is lowered, parsed and compiled for the GPU at hand, one engine for each kind of pass.
+
+    decode   one token, or a few speculated ones; logits of all of them; norms inside the matmuls
+    prefill  up to ``prefill_chunk`` tokens; logits of the newest
+
+Both take the same weights as inputs and hold none, so a build reads no weights. Not yet verified on device.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_awq.bundle import ENGINES, Bundle, write_bytes
+from edge_awq.engine.trt.bindings import Toolkit, create
+from edge_awq.engine.trt.build_progress import UNITS, deferred_interrupt, make_monitor
+from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, timing_cache_path, write_engine
+from edge_awq.errors import EdgeAwqError
+from edge_awq.progress import Progress
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edge_awq.engine.trt.lower import Lowered
+
+DECODE, PREFILL = "decode", "prefill"
+IDS, PAST_LENGTH, LOGITS = "input_ids", "past_length", "logits"
+CACHE = ("past_key_", "past_value_")  # how names of the cache's inputs begin; outputs have present_ for past_
+
+MAKE_WRITABLE = "engines are stored in the bundle: make it writable, or copy it to where you may write"
+OTHER_VERSIONS = "the plugin library and edge-awq must be of one version; run on the target cpu meanwhile"
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """How a bundle was compiled.
+
+    Attributes:
+        file: relative to the bundle.
+        passes: name of a pass -> tokens of one call at most.
+        declined: what the lowering's rules left as it was, and why.
+        peak_host_bytes: the most memory that this process had so far.
+    """
+
+    file: str
+    runtime: str
+    runtime_version: str
+    passes: dict[str, int]
+    declined: tuple[str, ...]
+    engine_bytes: int
+    compile_s: float
+    peak_host_bytes: int
+
+
+class Refused(EdgeAwqError):
+    """TensorRT or a plugin does not take a graph."""
+
+
+def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: Progress) -> CompileReport:
+    """Compile ``bundle`` for this machine and store the engine in it.
+
+    Where the kernels take no prompt at once, that is noted, and prompts run in decode passes.
+
+    Raises:
+        EdgeAwqError: the bundle cannot be written to, or TensorRT refuses the graph or runs out of memory.
+        KeyboardInterrupt: Ctrl-C; nothing was stored.
+    """
+    started_s = time.monotonic()
+    folder = bundle.path / ENGINES
+    _check_writable(folder)
+    model, manifest = _read_graph(bundle), bundle.manifest
+    plans: dict[str, bytes] = {}
+    passes: dict[str, Any] = {}
+    timings = _Timings(timing_cache_path(bundle.path, key))
+    for name, options in _passes(toolkit, manifest.prefill_chunk).items():
+        lowered = _lower(model, options)
+        if plans and lowered.most_rows <= passes[DECODE]["most_rows"]:
+            continue
+        try:
+            plans[name] = _build(toolkit, _Work(name, lowered, manifest.context), timings, progress)
+        except Refused as refusal:
+            if name == DECODE:
+                raise
+            progress.note(f"no {name} engine, prompts run {passes[DECODE]['most_rows']} tokens at a time: {refusal}")
+            continue
+        passes[name] = _describe(lowered)
+    path = engine_path(bundle.path, key)
+    write_engine(path, plans, passes)
+    return CompileReport(
+        file=f"{ENGINES}/{path.name}",
+        runtime="tensorrt",
+        runtime_version=toolkit.version_text,
+        passes={name: entry["most_rows"] for name, entry in passes.items()},
+        declined=tuple(line for entry in passes.values() for line in entry["declined"]),
+        engine_bytes=path.stat().st_size,
+        compile_s=time.monotonic() - started_s,
+        peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
+    )
+
+
+def shape_settings(bundle: Bundle) -> dict[str, Any]:
+    """What an engine depends on besides graph and machine: for its key."""
+    from edge_awq.engine.trt.names import LOWERING_VERSION
+
+    manifest = bundle.manifest
+    return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk}
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise EdgeAwqError(f"{folder}: {error.strerror}", hint=MAKE_WRITABLE) from error
+    if not os.access(folder, os.W_OK):
+        raise EdgeAwqError(f"{folder}: no permission to write", hint=MAKE_WRITABLE)
+
+
+def _read_graph(bundle: Bundle) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(bundle.graph, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise EdgeAwqError(f"{bundle.graph}: cannot be read ({error})", hint="build the bundle again") from error
+
+
+def _passes(toolkit: Toolkit, prefill_chunk: int) -> dict[str, Mapping[str, Any]]:
+    """How the graph is lowered for each pass."""
+    common = {"tensorrt_major": toolkit.major}
+    return {DECODE: common, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
+
+
+def _lower(model: onnx.ModelProto, options: Mapping[str, Any]) -> Lowered:
+    from edge_awq.engine.trt.draft import LoweringOptions
+    from edge_awq.engine.trt.lower import lower
+
+    return lower(model, LoweringOptions(**options))
+
+
+def _describe(lowered: Lowered) -> dict[str, Any]:
+    """What the runtime must know about a pass."""
+    weights = [[each.name, each.dtype, list(each.shape), list(each.parts)] for each in lowered.weights]
+    return {"most_rows": lowered.most_rows, "weights": weights, "declined": list(lowered.declined)}
+
+
+@dataclass(frozen=True)
+class _Timings:
+    """TensorRT's timings of kernels, kept from build to build; a file that it does not take is begun anew."""
+
+    path: Path
+
+    def read(self) -> bytes:
+        return self.path.read_bytes() if self.path.is_file() else b""
+
+    def write(self, data: bytes) -> None:
+        write_bytes(self.path, data)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One engine to build: of which pass, from what, for caches of up to ``context`` tokens."""
+
+    name: str
+    lowered: Lowered
+    context: int
+
+
+def _build(toolkit: Toolkit, work: _Work, timings: _Timings, progress: Progress) -> bytes:
+    """The serialized engine of a lowered graph."""
+    trt, builder = toolkit.trt, create(toolkit, "Builder")
+    network = builder.create_network(_network_flags(toolkit))
+    parser = trt.OnnxParser(network, toolkit.log)  # lives as long as the network, which reads its constants
+    if not parser.parse(work.lowered.model.SerializeToString()):
+        said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise Refused(f"TensorRT {toolkit.version_text} does not take the graph: {said or toolkit.why()}",
+                      hint=OTHER_VERSIONS)
+    config = builder.create_builder_config()
+    _configure(toolkit, config, network)
+    _add_profile(builder, config, network, work)
+    cache = config.create_timing_cache(timings.read())
+    if cache is None or not config.set_timing_cache(cache, False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    with progress.track(f"compile {work.name}", UNITS) as advance, deferred_interrupt() as interrupt:
+        if (monitor := make_monitor(trt, advance, lambda: interrupt.pressed)) is not None:
+            config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+    if interrupt.pressed:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise _build_failure(toolkit)
+    timings.write(bytes(config.get_timing_cache().serialize()))
+    return bytes(plan)
+
+
+def _build_failure(toolkit: Toolkit) -> EdgeAwqError:
+    said = toolkit.why()
+    if any(sign in " ".join(toolkit.log.errors).lower() for sign in ("out of memory", "outofmemory", "insufficient")):
+        return EdgeAwqError(f"out of memory while TensorRT compiled the graph ({said})",
+                            hint="close what else uses memory (a desktop, a browser) and run edge-awq compile again")
+    return Refused(f"TensorRT {toolkit.version_text} cannot compile the graph: {said or 'it does not say why'}",
+                   hint=OTHER_VERSIONS)
+
+
+def _network_flags(toolkit: Toolkit) -> int:
+    """Types come from the graph (10 and later); 8.6 must be told that the batch is a dimension."""
+    flags = toolkit.trt.NetworkDefinitionCreationFlag
+    name = "STRONGLY_TYPED" if hasattr(flags, "STRONGLY_TYPED") else "EXPLICIT_BATCH"
+    return 1 << int(getattr(flags, name))
+
+
+def _configure(toolkit: Toolkit, config: Any, network: Any) -> None:
+    """10 and later: the cache in place. 8.6: halves, and packed bytes as what it calls INT8."""
+    trt = toolkit.trt
+    if toolkit.major >= 10:
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+        return
+    config.set_flag(trt.BuilderFlag.FP16)
+    config.set_flag(trt.BuilderFlag.INT8)
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if tensor.dtype == trt.DataType.INT8:
+            tensor.dynamic_range = (-128.0, 127.0)  # without one it asks for a calibration
+
+
+def _add_profile(builder: Any, config: Any, network: Any, work: _Work) -> None:
+    """1 token to the most, a cache of any size up to the context; timed for what is common."""
+    rows, context = work.lowered.most_rows, work.context
+    usual = 1 if work.name == DECODE else rows
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        if tensor.name == IDS:
+            profile.set_shape(IDS, (1, 1), (1, usual), (1, rows))
+        elif tensor.name.startswith(CACHE):
+            one, heads, _, size = tensor.shape
+            profile.set_shape(tensor.name, (one, heads, 1, size), (one, heads, context, size),
+                              (one, heads, context, size))
+    if config.add_optimization_profile(profile) < 0:
+        raise Refused(f"TensorRT does not take the shapes: {rows} tokens, a cache of {context}",
+                      hint="build the bundle for a target with a smaller context")

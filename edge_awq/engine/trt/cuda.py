@@ -1,0 +1,237 @@
+"""What the runtime needs of CUDA, and how it gets that: pycuda for memory and a stream, libcuda itself for graphs.
+
+pycuda has no CUDA graphs, so their six calls go to the driver by ctypes. Not yet verified on device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from edge_awq.errors import EdgeAwqError
+from edge_awq.gpus import Gpu, query_gpus
+from edge_awq.lazy import require
+
+_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, cuda.h
+LOST = "run again; if it comes back, 'sudo dmesg | grep -i -e nvrm -e xid' says what the GPU reported"
+
+
+class Cuda(Protocol):
+    """One GPU, its primary context and one stream, on which everything happens in order.
+
+    Addresses are integers; arrays are C-contiguous. Every method raises EdgeAwqError where the driver refuses.
+
+    Attributes:
+        gpu: what the driver says about it.
+        stream: handle of the stream.
+    """
+
+    gpu: Gpu
+    stream: int
+
+    def free_bytes(self) -> int:
+        """Device memory that can be had now."""
+        ...
+
+    def alloc(self, nbytes: int) -> int:
+        """Device memory of at least one byte, aligned to 256."""
+        ...
+
+    def free(self, address: int) -> None:
+        """Give it back."""
+        ...
+
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Page-locked zeros, from and to which copies are fast and asynchronous."""
+        ...
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Copy an array to the device; it must stay as it is until ``synchronize``."""
+        ...
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        """Fill an array from the device; it is filled after ``synchronize``."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything on the stream is done."""
+        ...
+
+    def capture(self, work: Callable[[], None]) -> int:
+        """What ``work`` puts on the stream becomes a graph, ready to launch; nothing of it runs now."""
+        ...
+
+    def launch(self, graph: int) -> None:
+        """Put a graph on the stream."""
+        ...
+
+    def destroy(self, graph: int) -> None:
+        """Forget a graph."""
+        ...
+
+    def close(self) -> None:
+        """Leave the context."""
+        ...
+
+
+def open_cuda() -> Cuda:
+    """The first GPU.
+
+    Raises:
+        EdgeAwqError: pycuda is missing, or there is no driver or no GPU.
+    """
+    try:
+        driver = require("pycuda.driver", "trt")
+    except EdgeAwqError as error:
+        raise EdgeAwqError(f"{error.message}; bundles for GPUs need it",
+                           hint=f"{error.hint}, with the CUDA toolkit at hand; where there is no GPU of NVIDIA's, "
+                           "build with --target cpu") from error
+    except ImportError as error:
+        raise EdgeAwqError(f"NVIDIA's driver is not there: {error}",
+                           hint="install it; in a container, start that with --runtime nvidia or --gpus all") from error
+    gpus = query_gpus()
+    if not gpus:
+        raise EdgeAwqError("NVIDIA's driver finds no GPU, or does not start",
+                           hint="see what nvidia-smi says; in a container, start that with --gpus all")
+    return PycudaCuda(driver, ctypes.CDLL("libcuda.so.1"), gpus[0])
+
+
+class PycudaCuda:
+    """See Cuda. ``driver`` is pycuda.driver, ``library`` libcuda."""
+
+    def __init__(self, driver: ModuleType, library: Any, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self._driver = driver
+        self._graphs = DriverGraphs(library)
+        with self._checked("start of CUDA"):
+            driver.init()
+            self._context = driver.Device(0).retain_primary_context()  # TensorRT's own
+            self._context.push()
+            self._stream = driver.Stream()
+        self.stream = int(self._stream.handle)
+        self._memory: dict[int, Any] = {}
+
+    def free_bytes(self) -> int:
+        with self._checked("memory query"):
+            free = int(self._driver.mem_get_info()[0])
+        return max(free, _available_bytes()) if self.gpu.integrated else free
+
+    def alloc(self, nbytes: int) -> int:
+        with self._checked(f"{nbytes / 1e6:.1f} MB of GPU memory"):
+            memory = self._driver.mem_alloc(max(nbytes, 1))
+        self._memory[int(memory)] = memory
+        return int(memory)
+
+    def free(self, address: int) -> None:
+        with self._checked("release of GPU memory"):
+            self._memory.pop(address).free()
+
+    def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        with self._checked("page-locked memory"):
+            return self._driver.pagelocked_zeros(shape, dtype)
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        with self._checked("copy to the GPU"):
+            self._driver.memcpy_htod_async(address, array, self._stream)
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        with self._checked("copy from the GPU"):
+            self._driver.memcpy_dtoh_async(array, address, self._stream)
+
+    def synchronize(self) -> None:
+        with self._checked("work on the GPU"):
+            self._stream.synchronize()
+
+    def capture(self, work: Callable[[], None]) -> int:
+        return self._graphs.capture(self.stream, work)
+
+    def launch(self, graph: int) -> None:
+        self._graphs.launch(graph, self.stream)
+
+    def destroy(self, graph: int) -> None:
+        self._graphs.destroy(graph)
+
+    def close(self) -> None:
+        with self._checked("release of GPU memory"):
+            for memory in self._memory.values():
+                memory.free()
+            self._memory.clear()
+            self._context.pop()
+
+    @contextmanager
+    def _checked(self, what: str) -> Iterator[None]:
+        """pycuda's exceptions become ours."""
+        try:
+            yield
+        except self._driver.MemoryError as error:
+            raise out_of_memory(what) from error
+        except self._driver.Error as error:
+            raise lost(what, str(error)) from error
+
+
+def _available_bytes(path: Path = Path("/proc/meminfo")) -> int:
+    """Memory that programs can have, page cache included, which CUDA does not count as free where it is shared.
+
+    Source: NVIDIA, CUDA for Tegra, section "Estimating total allocatable device memory".
+    """
+    match = re.search(r"^MemAvailable:\s*(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0
+
+
+class DriverGraphs:
+    """The driver's calls for CUDA graphs, each one checked."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def capture(self, stream: int, work: Callable[[], None]) -> int:
+        """An executable graph of what ``work`` puts on ``stream``."""
+        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), ctypes.c_int(_THREAD_LOCAL))
+        graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        try:
+            work()
+        except BaseException:  # a stream left capturing could not be used again
+            self._library.cuStreamEndCapture(ctypes.c_void_p(stream), ctypes.byref(graph))
+            if graph.value:
+                self._library.cuGraphDestroy(graph)
+            raise
+        self._call("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(graph))
+        try:
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
+        finally:
+            self._call("cuGraphDestroy", graph)
+        return int(executable.value or 0)
+
+    def launch(self, graph: int, stream: int) -> None:
+        """Put ``graph`` on ``stream``."""
+        self._call("cuGraphLaunch", ctypes.c_void_p(graph), ctypes.c_void_p(stream))
+
+    def destroy(self, graph: int) -> None:
+        """Forget ``graph``."""
+        self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, name)(*arguments)
+        if status == 0:
+            return
+        text = ctypes.c_char_p()
+        self._library.cuGetErrorName(ctypes.c_int(status), ctypes.byref(text))
+        reason = text.value.decode() if text.value else f"error {status}"
+        raise out_of_memory(name) if reason == "CUDA_ERROR_OUT_OF_MEMORY" else lost(name, reason)
+
+
+def out_of_memory(what: str) -> EdgeAwqError:
+    """The error of an allocation that did not fit."""
+    return EdgeAwqError(f"out of GPU memory: {what}", hint="close what else uses the GPU, or give a smaller --context")
+
+
+def lost(what: str, reason: str) -> EdgeAwqError:
+    """The error of a GPU that stopped working."""
+    return EdgeAwqError(f"the GPU failed: {what}: {reason}", hint=LOST)

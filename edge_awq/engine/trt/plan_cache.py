@@ -1,0 +1,156 @@
+"""Engines in a bundle's folder ``engines/``: what each was compiled for, and which one fits the machine at hand.
+
+A file is a safetensors file of bytes: the serialized engine ("plan" in TensorRT's words) of each pass, and as metadata
+what the runtime must know about it. Its name says what it was compiled for:
+
+    tensorrt-10.3.0-aarch64-sm87-16sms-MAXN-contract2-0123456789abcdef.engine
+
+The manifest does not list it, as it came later, so it has a hash of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
+
+from edge_awq.bundle import ENGINES, write_bytes
+from edge_awq.engine.trt.bindings import Toolkit
+from edge_awq.errors import EdgeAwqError
+from edge_awq.export.ops import CONTRACT_VERSION
+from edge_awq.gpus import Gpu
+
+FORMAT = 1  # of the file; grows when its header changes
+HEADER = "edge_awq"  # key of the one entry in the metadata; of several, safetensors would not keep the order
+ENDING = ".engine"
+_NAME = re.compile(r"tensorrt-(?P<tensorrt>[\d.]+)-(?P<machine>\w+)-sm(?P<sm>\d+)-(?P<sm_count>\d+)sms"
+                   r"-(?P<power_mode>\w+)-contract(?P<contract>\d+)-(?P<graph>[0-9a-f]{16})")
+# What a difference means to the user, in the order in which it is looked for.
+_WHAT = {"machine": "processor", "sm": "compute capability (SM)", "sm_count": "number of SMs",
+         "power_mode": "power mode", "tensorrt": "TensorRT version", "contract": "plugin contract", "graph": "graph"}
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """Everything that an engine depends on.
+
+    Attributes:
+        machine: "aarch64" or "x86_64"; engines do not travel between them.
+        sm: compute capability without its point, "87".
+        power_mode: of a Jetson, "default" elsewhere: kernels were timed in it.
+        graph: hash of the canonical graph, of how it is lowered, and of the shapes it is compiled for.
+    """
+
+    tensorrt: str
+    machine: str
+    sm: str
+    sm_count: str
+    power_mode: str
+    contract: str
+    graph: str
+
+    @property
+    def file_name(self) -> str:
+        """Name of the engine's file."""
+        return (f"tensorrt-{self.tensorrt}-{self.machine}-sm{self.sm}-{self.sm_count}sms-{self.power_mode}"
+                f"-contract{self.contract}-{self.graph}{ENDING}")
+
+
+@dataclass(frozen=True)
+class StoredEngine:
+    """A compiled engine.
+
+    Attributes:
+        plans: name of a pass ("decode", "prefill") -> the serialized engine, uint8.
+        passes: name of a pass -> what the runtime must know, a table as edge_awq.engine.trt.build writes it.
+    """
+
+    plans: Mapping[str, np.ndarray]
+    passes: dict[str, Any]
+
+
+def make_key(toolkit: Toolkit, gpu: Gpu, power_mode: str | None, graph: str) -> EngineKey:
+    """The key of an engine compiled here and now."""
+    major, minor = gpu.compute_capability
+    mode = re.sub(r"\W", "_", power_mode or "default")
+    return EngineKey(toolkit.version_text, platform.machine(), f"{major}{minor}", str(gpu.sm_count), mode,
+                     str(CONTRACT_VERSION), graph)
+
+
+def hash_graph(graph: Path, settings: Mapping[str, Any]) -> str:
+    """16 hex digits of a hash of the canonical graph at ``graph`` and of the settings it is compiled with."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode() + b"\n" + graph.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def engine_path(bundle: Path, key: EngineKey) -> Path:
+    """Where the engine of ``key`` lies in a bundle."""
+    return bundle / ENGINES / key.file_name
+
+
+def timing_cache_path(bundle: Path, key: EngineKey) -> Path:
+    """Where TensorRT's timings of kernels lie in a bundle; they hold for every graph on this GPU."""
+    return bundle / ENGINES / f"tensorrt-{key.tensorrt}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
+
+
+def stale(bundle: Path, key: EngineKey) -> list[str]:
+    """A line for every engine in the bundle that does not fit ``key``: what differs."""
+    lines = []
+    for path in sorted((bundle / ENGINES).glob(f"*{ENDING}")):
+        if path.name != key.file_name:
+            lines.append(f"{path.name} is not used: {_difference(path.name, key)}")
+    return lines
+
+
+def _difference(name: str, key: EngineKey) -> str:
+    match = _NAME.fullmatch(name.removesuffix(ENDING))
+    if match is None:
+        return "its name says nothing about what it was compiled for"
+    here = dataclasses.asdict(key)
+    field = next(field for field in _WHAT if match[field] != here[field])
+    if field == "graph":
+        return "the graph, its lowering or the shapes have changed since"
+    return f"compiled for {_WHAT[field]} {match[field]}, here it is {here[field]}"
+
+
+def write_engine(path: Path, plans: Mapping[str, bytes], passes: Mapping[str, Any]) -> None:
+    """Store a compiled engine; the file is whole or not there."""
+    arrays = {name: np.frombuffer(plan, np.uint8) for name, plan in plans.items()}
+    header = {"format": FORMAT, "passes": passes, "sha256": _hashes(arrays)}
+    path.parent.mkdir(exist_ok=True)
+    write_bytes(path, save(arrays, {HEADER: json.dumps(header)}))
+
+
+def read_engine(path: Path) -> StoredEngine:
+    """The engine at ``path``.
+
+    Raises:
+        EdgeAwqError: it is damaged, or of another version of edge-awq.
+    """
+    damaged = EdgeAwqError(f"{path}: the engine is damaged", hint="edge-awq compile --fresh makes it anew")
+    try:
+        with safe_open(path, "numpy") as file:
+            header = json.loads((file.metadata() or {})[HEADER])
+        plans = load_file(path)
+        if header["format"] != FORMAT:
+            raise EdgeAwqError(f"{path}: engine format {header['format']}, this edge-awq reads {FORMAT}",
+                               hint="edge-awq compile --fresh makes it anew")
+        if header["sha256"] != _hashes(plans):
+            raise damaged
+        return StoredEngine(plans, header["passes"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise damaged from error
+
+
+def _hashes(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}

@@ -1,0 +1,244 @@
+"""The engine that runs compiled passes with TensorRT: weights and one KV cache in device memory, batch 1.
+
+Keys and values of a layer are one buffer each; every pass has it bound as past and as present, so a step writes its
+rows in place. The length of the cache is read from device memory, so a decode pass of n tokens is captured once as a
+CUDA graph, after it ran once, and launched from then on whatever the length. Not yet verified on device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_awq.engine.trt.bindings import Toolkit, because, create
+from edge_awq.engine.trt.build import CACHE, DECODE, IDS, LOGITS, PAST_LENGTH, PREFILL
+from edge_awq.engine.trt.cuda import Cuda, lost
+from edge_awq.engine.trt.plan_cache import StoredEngine
+from edge_awq.engine.trt.upload import PIECE_BYTES, content, upload_weights
+from edge_awq.errors import EdgeAwqError
+
+if TYPE_CHECKING:
+    from edge_awq.engine.trt.weight_input import WeightInput
+
+CONTEXT_STEP = 128  # a context that fits is rounded down to a multiple
+
+
+class Pass:
+    """One deserialized engine with its execution context.
+
+    Attributes:
+        most_rows: tokens of one call at most.
+        weights: its inputs that never change.
+    """
+
+    def __init__(self, toolkit: Toolkit, plan: np.ndarray, table: Mapping[str, Any]) -> None:
+        from edge_awq.engine.trt.weight_input import WeightInput
+
+        self.most_rows: int = table["most_rows"]
+        self.weights: tuple[WeightInput, ...] = tuple(
+            WeightInput(name, dtype, tuple(shape), tuple(parts)) for name, dtype, shape, parts in table["weights"])
+        self._toolkit, self._graphs = toolkit, {}
+        trt = toolkit.trt
+        self._runtime = create(toolkit, "Runtime")
+        self._engine = self._runtime.deserialize_cuda_engine(plan.tobytes())
+        if self._engine is None:
+            raise EdgeAwqError(f"TensorRT {toolkit.version_text} cannot load the engine{because(toolkit)}",
+                               hint="edge-awq compile --fresh makes it anew")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EdgeAwqError(f"TensorRT cannot make room for the engine's activations{because(toolkit)}",
+                               hint="close what else uses the GPU's memory")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        self.inputs = [name for name in names if is_input[name]]
+        self.outputs = [name for name in names if not is_input[name]]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, -1 where it varies."""
+        return tuple(self._engine.get_tensor_shape(name))
+
+    def dtype(self, name: str) -> np.dtype:
+        """Of a tensor."""
+        return np.dtype(self._toolkit.trt.nptype(self._engine.get_tensor_dtype(name)))
+
+    def bind(self, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
+        """Give a tensor its memory for good, and an input that varies its shape."""
+        taken = self._context.set_tensor_address(name, address)
+        if shape is not None:
+            taken = taken and self._context.set_input_shape(name, shape)
+        if not taken:
+            raise EdgeAwqError(f"the engine does not take its tensor '{name}', shape {shape or self.shape(name)}"
+                               f"{because(self._toolkit)}", hint="edge-awq compile --fresh makes the engine anew")
+
+    def run(self, cuda: Cuda, rows: int, as_graph: bool) -> None:
+        """Put a call of ``rows`` tokens on the stream; the first of that many runs as it is, then it is captured."""
+        if rows in self._graphs:
+            cuda.launch(self._graphs[rows])
+            return
+        if not self._context.set_input_shape(IDS, (1, rows)):
+            raise EdgeAwqError(f"the engine does not take {rows} tokens{because(self._toolkit)}",
+                               hint="edge-awq compile --fresh makes the engine anew")
+        self._enqueue(cuda)
+        if as_graph:
+            cuda.synchronize()  # the call has set up what belongs to its shape, which a capture must not
+            self._graphs[rows] = cuda.capture(lambda: self._enqueue(cuda))
+
+    def _enqueue(self, cuda: Cuda) -> None:
+        if not self._context.execute_async_v3(cuda.stream):
+            raise lost("a pass of the engine", self._toolkit.why() or "TensorRT does not say why")
+
+    def close(self, cuda: Cuda) -> None:
+        """Release graphs, context, engine and runtime, in this order."""
+        for graph in self._graphs.values():
+            cuda.destroy(graph)
+        self._graphs.clear()
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+
+class TrtEngine:
+    """One loaded model with one KV cache; see edge_awq.engine.base.AllLogitsEngine."""
+
+    def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int) -> None:
+        """Load what was compiled; ``weights`` is the bundle's weights file, ``context`` the cache's size in tokens.
+
+        Raises:
+            EdgeAwqError: the engine does not load, or it and its cache do not fit into memory.
+        """
+        self.context, self.length = context, 0
+        self._cuda = cuda
+        self._passes = {name: Pass(toolkit, stored.plans[name], table) for name, table in stored.passes.items()}
+        self._decode = self._passes[DECODE]
+        self.vocab_size = self._decode.shape(LOGITS)[-1]
+        self._check_memory()
+        inputs = upload_weights(cuda, (each for one in self._passes.values() for each in one.weights), weights)
+        self._caches = {name: cuda.alloc(self._cache_bytes(name, context)) for name in self._cache_names()}
+        self._make_buffers()
+        for one in self._passes.values():
+            self._bind(one, inputs)
+
+    def prefill(self, ids: Sequence[int]) -> np.ndarray:
+        """Append ids (at least one) to the cache, in chunks; returns logits [vocab_size] float32 after the last.
+
+        The array may be overwritten by the next call.
+
+        Raises:
+            EdgeAwqError: no ids, one outside the vocabulary, more than the cache has room for, or the GPU failed.
+        """
+        self._check_ids(ids)
+        widest = self._passes.get(PREFILL, self._decode)
+        for chunk in _chunks(ids, widest.most_rows):
+            rows = self._append(chunk, self._decode if len(chunk) <= self._decode.most_rows else widest)
+        last = self._host_logits[:1]
+        self._cuda.download(last, self._logits + (rows - 1) * last.nbytes)
+        self._cuda.synchronize()
+        return last[0]
+
+    def step(self, token_id: int) -> np.ndarray:
+        """Append one token; returns logits [vocab_size] float32, which the next call may overwrite."""
+        return self.prefill([token_id])
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Append ids (at least one) to the cache; returns the logits after each, [tokens, vocab_size] float32."""
+        self._check_ids(ids)
+        logits = np.empty((len(ids), self.vocab_size), np.float32)
+        start = 0
+        for chunk in _chunks(ids, self._decode.most_rows):
+            found = self._host_logits[: self._append(chunk, self._decode)]
+            self._cuda.download(found, self._logits)
+            self._cuda.synchronize()
+            logits[start : start + len(found)] = found
+            start += len(found)
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Forget all but the first ``length`` tokens of the cache."""
+        if not 0 <= length <= self.length:
+            raise EdgeAwqError(f"cannot keep {length} tokens of a cache that holds {self.length}",
+                               hint="give a length between 0 and what is cached")
+        self.length = length
+
+    def close(self) -> None:
+        """Release device memory; the engine cannot be used afterwards."""
+        with suppress(EdgeAwqError):  # a GPU that is lost cannot give back anything
+            for one in self._passes.values():
+                one.close(self._cuda)
+            self._cuda.close()
+
+    def _append(self, ids: Sequence[int], one: Pass) -> int:
+        """Run one chunk; returns how many rows of logits are in device memory, the newest last."""
+        self._host_ids[: len(ids)] = ids
+        self._host_past[0] = self.length
+        self._cuda.upload(self._ids, self._host_ids[: len(ids)])
+        self._cuda.upload(self._past, self._host_past)
+        one.run(self._cuda, len(ids), as_graph=one is self._decode)
+        self._cuda.synchronize()  # the host's arrays are used again
+        self.length += len(ids)
+        return len(ids) if one is self._decode else 1
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if len(ids) == 0:
+            raise EdgeAwqError("no tokens to run", hint="give at least one token")
+        if self.length + len(ids) > self.context:
+            raise EdgeAwqError(f"{self.length} + {len(ids)} tokens do not fit into the context of {self.context}",
+                               hint="shorten the prompt, or use a model or target with a larger context")
+        if unknown := [token for token in ids if not 0 <= token < self.vocab_size]:
+            raise EdgeAwqError(f"token {unknown[0]} is outside the vocabulary of {self.vocab_size}",
+                               hint="use the tokenizer that came with the model")
+
+    def _cache_names(self) -> list[str]:
+        return [name for name in self._decode.inputs if name.startswith(CACHE)]
+
+    def _cache_bytes(self, name: str, context: int) -> int:
+        _, heads, _, size = self._decode.shape(name)
+        return heads * context * size * self._decode.dtype(name).itemsize
+
+    def _most_rows(self) -> int:
+        return max(one.most_rows for one in self._passes.values())
+
+    def _check_memory(self) -> None:
+        """The cache must fit beside weights and buffers; activations have their memory already."""
+        unique = {content(each): each.nbytes for one in self._passes.values() for each in one.weights}
+        fixed = sum(unique.values()) + self._decode.most_rows * self.vocab_size * 4 + PIECE_BYTES
+        a_token = sum(self._cache_bytes(name, 1) for name in self._cache_names())
+        free = self._cuda.free_bytes()
+        if fixed + a_token * self.context <= free:
+            return
+        fitting = (free - fixed) // a_token // CONTEXT_STEP * CONTEXT_STEP
+        needed = f"{(fixed + a_token * self.context) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        raise EdgeAwqError(f"a context of {self.context} tokens and the weights need {needed}",
+                           hint=f"--context {fitting} fits" if fitting > 0 else
+                           f"the weights alone need {fixed / 1e6:.0f} MB: close what else uses the GPU, or use a "
+                           "smaller model")
+
+    def _make_buffers(self) -> None:
+        cuda, rows = self._cuda, self._most_rows()
+        ids_dtype = self._decode.dtype(IDS)
+        self._host_ids = cuda.host_array((rows,), ids_dtype)
+        # TensorRT 8 has two INT32 in its place, low word first: the same bytes.
+        self._host_past = cuda.host_array((1,), np.int64)
+        self._host_logits = cuda.host_array((self._decode.most_rows, self.vocab_size), np.float32)
+        self._ids = cuda.alloc(rows * ids_dtype.itemsize)
+        self._past = cuda.alloc(self._host_past.nbytes)
+        self._logits = cuda.alloc(self._host_logits.nbytes)
+
+    def _bind(self, one: Pass, weights: Mapping[WeightInput, int]) -> None:
+        for weight in one.weights:
+            one.bind(weight.name, weights[weight])
+        one.bind(IDS, self._ids, (1, 1))
+        one.bind(PAST_LENGTH, self._past)
+        one.bind(LOGITS, self._logits)
+        for name, address in self._caches.items():
+            heads, size = one.shape(name)[1], one.shape(name)[3]
+            one.bind(name, address, (1, heads, self.context, size))
+            one.bind(name.replace("past_", "present_", 1), address)
+
+
+def _chunks(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]

@@ -1,0 +1,193 @@
+"""Running a compiled bundle on a scripted TensorRT and GPU: the right tokens at the right places, and failures."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from fake_cuda import ORIN, FakeCuda
+from fake_tensorrt import VOCAB, toy_logits
+from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, expected_weights_sum, install, make_bundle
+
+from edge_awq.bundle import Bundle
+from edge_awq.engine.trt import open_engine, upload
+from edge_awq.errors import EdgeAwqError
+
+IDS = [(7 * place * place + 3) % VOCAB for place in range(2 * CHUNK + 13)]
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return make_bundle(tmp_path)
+
+
+@pytest.fixture(params=["10.3.0", "8.6.2", "11.4.0"])
+def machine(request, bundle, monkeypatch):
+    """An engine and the GPU that it runs on, for each kind of TensorRT."""
+    cuda = install(monkeypatch, version=request.param)
+    engine = open_engine(bundle)
+    yield engine, cuda
+    engine.close()
+
+
+def expected(tokens):
+    return toy_logits(tokens, expected_weights_sum())
+
+
+@pytest.mark.parametrize("count", [1, MOST_ROWS, MOST_ROWS + 1, CHUNK, CHUNK + 3, len(IDS)])
+def test_prompt_of_any_length(machine, count):
+    engine, _ = machine
+    assert np.array_equal(engine.prefill(IDS[:count]), expected(IDS[:count]))
+    assert engine.length == count and engine.vocab_size == VOCAB and engine.context == CONTEXT
+
+
+def test_one_graph_serves_all_steps(machine):
+    engine, cuda = machine
+    engine.prefill(IDS[:70])
+    for place, token in enumerate(IDS[70:90], 71):
+        assert np.array_equal(engine.step(token), expected(IDS[:place]))
+    # The prompt's rest of 6 tokens made a graph; the first step ran as it is, made another, and 19 launched it.
+    assert len(cuda.graphs) == 2 and cuda.launched == [2] * 19
+
+
+def test_truncate_then_another_text(machine):
+    engine, _ = machine
+    engine.prefill(IDS[:30])
+    engine.truncate(11)
+    other = [5, 6, 7]
+    assert np.array_equal(engine.prefill(other), expected(IDS[:11] + other))
+    with pytest.raises(EdgeAwqError, match="cannot keep 15 tokens of a cache that holds 14"):
+        engine.truncate(15)
+
+
+@pytest.mark.parametrize("count", [1, 2, MOST_ROWS, 2 * MOST_ROWS + 3])
+def test_logits_of_every_token(machine, count):
+    engine, _ = machine
+    engine.prefill(IDS[:20])
+    for _ in range(2):  # run as it is, then as a graph
+        engine.truncate(20)
+        found = engine.logits(IDS[20 : 20 + count])
+        assert np.array_equal(found, [expected(IDS[: 21 + row]) for row in range(count)])
+
+
+def test_prompt_without_a_prefill_engine(bundle, monkeypatch):
+    install(monkeypatch, script={"prefill": "64 tokens are too many"})
+    engine = open_engine(bundle)
+    assert np.array_equal(engine.prefill(IDS), expected(IDS))
+
+
+def test_weights_are_uploaded_once_and_in_pieces(bundle, monkeypatch):
+    monkeypatch.setattr(upload, "PIECE_BYTES", 32)
+    dropped = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: dropped.append((size, advice)))
+    cuda = install(monkeypatch)
+    engine = open_engine(bundle)
+    assert np.array_equal(engine.prefill(IDS[:5]), expected(IDS[:5]))
+    layout_bytes = 200 + 80 + 24 + 12  # gain, table, q, k: shared by both passes
+    assert sum(size for size, _ in dropped) == layout_bytes and max(size for size, _ in dropped) == 32
+    assert {advice for _, advice in dropped} == {os.POSIX_FADV_DONTNEED}
+    assert sum(len(block) == 36 for block in cuda.memory.values()) == 1  # q and k side by side
+
+
+def test_page_cache_is_left_alone_beside_memory_of_its_own(bundle, monkeypatch):
+    import dataclasses
+
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: pytest.fail("dropped"))
+    install(monkeypatch, FakeCuda(dataclasses.replace(ORIN, integrated=False)))
+    open_engine(bundle).close()
+
+
+def test_smaller_context(bundle, monkeypatch):
+    install(monkeypatch)
+    engine = open_engine(bundle, context=10)
+    assert np.array_equal(engine.prefill(IDS[:10]), expected(IDS[:10]))
+    with pytest.raises(EdgeAwqError, match="do not fit into the context of 10"):
+        engine.step(1)
+
+
+def test_close_gives_everything_back(bundle, monkeypatch):
+    cuda = install(monkeypatch)
+    engine = open_engine(bundle)
+    engine.step(3)
+    engine.close()
+    assert cuda.is_closed and cuda.destroyed == [1] and not cuda.memory
+
+
+def refusal(bundle, cuda, **options):
+    with pytest.raises(EdgeAwqError) as caught:
+        open_engine(bundle, **options)
+    assert caught.value.hint and cuda.is_closed
+    Bundle.open(bundle.path)
+    return f"{caught.value.message} | {caught.value.hint}"
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"context": CONTEXT + 1}, "built for 1 to 256 tokens"), ({"context": 0}, "context = 0"),
+    ({"threads": 4}, "leave the threads out"),
+])
+def test_impossible_arguments(bundle, monkeypatch, options, said):
+    cuda = install(monkeypatch)
+    with pytest.raises(EdgeAwqError) as caught:
+        open_engine(bundle, **options)
+    assert said in f"{caught.value.message} | {caught.value.hint}" and not cuda.graphs
+
+
+def test_context_that_does_not_fit_says_what_does(bundle, monkeypatch):
+    monkeypatch.setattr("edge_awq.engine.trt.runtime.PIECE_BYTES", 0)
+    weights, logits, a_token = 100 + 80 + 36, MOST_ROWS * VOCAB * 4, 4 * 8 * 2
+    cuda = install(monkeypatch, FakeCuda(memory_bytes=weights + logits + a_token * (CONTEXT - 1)))
+    assert "a context of 256 tokens" in (text := refusal(bundle, cuda)) and "--context 128 fits" in text
+    cuda = install(monkeypatch, FakeCuda(memory_bytes=weights + logits + a_token * 100))
+    assert "the weights alone need" in refusal(bundle, cuda)
+
+
+def test_what_is_said_to_fit_does(bundle, monkeypatch):
+    monkeypatch.setattr("edge_awq.engine.trt.runtime.PIECE_BYTES", 0)
+    install(monkeypatch, FakeCuda(memory_bytes=216 + MOST_ROWS * VOCAB * 4 + 64 * (CONTEXT - 1)))
+    assert np.array_equal(open_engine(bundle, context=128).prefill(IDS[:9]), expected(IDS[:9]))
+
+
+@pytest.mark.parametrize(("script", "said"), [
+    ({"engine": "Version tag does not match"}, "cannot load the engine (Version tag does not match)"),
+    ({"context": "out of memory"}, "cannot make room for the engine's activations (out of memory)"),
+])
+def test_engine_that_does_not_load(bundle, monkeypatch, script, said):
+    assert said in refusal(bundle, install(monkeypatch, script=script))
+
+
+def test_memory_that_runs_out_while_weights_are_uploaded(bundle, monkeypatch):
+    cuda = FakeCuda()
+    monkeypatch.setattr(cuda, "free_bytes", iter([1 << 30, *[10] * 9]).__next__)
+    assert "out of GPU memory" in refusal(bundle, install(monkeypatch, cuda))
+
+
+def test_gpu_lost_mid_run(bundle, monkeypatch):
+    cuda = install(monkeypatch)
+    engine = open_engine(bundle)
+    engine.prefill(IDS[:5])
+    cuda.failure = "cuStreamSynchronize failed: unspecified launch failure"
+    with pytest.raises(EdgeAwqError, match="the GPU failed: work on the GPU: cuStreamSynchronize failed") as caught:
+        engine.step(1)
+    assert "dmesg" in caught.value.hint
+    engine.close()  # says nothing more
+    Bundle.open(bundle.path)
+
+
+def test_plugin_that_fails_mid_run(bundle, monkeypatch):
+    script = {}
+    install(monkeypatch, script=script)
+    engine = open_engine(bundle)
+    script["execute"] = "Int4MatMul: launch failed"
+    with pytest.raises(EdgeAwqError, match="Int4MatMul: launch failed"):
+        engine.step(1)
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [VOCAB], list(range(20)) * 20])
+def test_impossible_tokens(machine, ids):
+    engine, _ = machine
+    with pytest.raises(EdgeAwqError):
+        engine.prefill(ids)
+    with pytest.raises(EdgeAwqError):
+        engine.logits(ids)
+    assert engine.length == 0

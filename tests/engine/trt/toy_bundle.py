@@ -1,0 +1,138 @@
+"""A bundle for the toy model of fake_tensorrt.py, and everything that a machine with a GPU has, faked."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+from fake_cuda import FakeCuda
+from fake_tensorrt import VOCAB, make_tensorrt
+from onnx import TensorProto, helper
+
+from edge_awq.bundle import Manifest, seal
+from edge_awq.detect import Machine
+from stored import write_weights
+
+CONTEXT, CHUNK, MOST_ROWS = 256, 64, 8
+TENSORS = {
+    "gain": np.linspace(-1, 1, 50, dtype=np.float32),
+    "table": np.arange(40, dtype=np.float16).reshape(8, 5),
+    "q.qweight": np.arange(24, dtype=np.uint8).reshape(4, 6) * 9,
+    "k.qweight": np.arange(12, dtype=np.uint8).reshape(2, 6) + 200,
+}
+
+
+@dataclass(frozen=True)
+class ToyWeight:
+    """As edge_awq.engine.trt.weight_input.WeightInput."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def nbytes(self):
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def expected_weights_sum():
+    """Of all bytes as signed integers: what the toy's logits depend on."""
+    parts = [TENSORS["gain"].astype(np.float16), TENSORS["table"], TENSORS["q.qweight"], TENSORS["k.qweight"]]
+    # The toy sees each input's memory as unsigned bytes.
+    return sum(int(part.reshape(-1).view(np.uint8).astype(int).sum()) for part in parts)
+
+
+def lower(model, options):
+    """A graph with the toy's inputs, as edge_awq.engine.trt.lower.lower makes one."""
+    rows = options.most_rows or MOST_ROWS
+    weights = (ToyWeight("gain", "float16", (50,), ("gain",)), ToyWeight("table", "float16", (8, 5), ("table",)),
+               ToyWeight(f"qk{rows}", "int8", (6, 6), ("q.qweight", "k.qweight")))
+    integers = TensorProto.INT64 if options.tensorrt_major >= 10 else TensorProto.INT32
+    past = [1] if options.tensorrt_major >= 10 else [1, 2]
+    value = helper.make_tensor_value_info
+    caches = [f"{part}_{layer}" for layer in range(2) for part in ("key", "value")]
+    cache = (TensorProto.FLOAT16, [1, 1, "context", 8])
+    inputs = [value("input_ids", integers, [1, "tokens"]), value("past_length", integers, past),
+              *(value(f"past_{name}", *cache) for name in caches),
+              *(value(each.name, helper.np_dtype_to_tensor_dtype(np.dtype(each.dtype)), each.shape)
+                for each in weights)]
+    logits = [1, 1 if options.last_logits else "tokens", VOCAB]
+    outputs = [value("logits", TensorProto.FLOAT, logits), *(value(f"present_{name}", *cache) for name in caches)]
+    lowered = helper.make_model(helper.make_graph([], "toy", inputs, outputs))
+    return SimpleNamespace(model=lowered, weights=weights, declined=("rule: node: reason",), most_rows=rows)
+
+
+@dataclass(frozen=True)
+class LoweringOptions:
+    """As edge_awq.engine.trt.draft.LoweringOptions."""
+
+    tensorrt_major: int = 10
+    most_rows: int | None = None
+    last_logits: bool = False
+
+
+def make_bundle(tmp_path, **changes):
+    """A sealed bundle of the toy, without an engine."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    graph = helper.make_graph([], "canonical", [], [])
+    onnx.save(helper.make_model(graph), folder / "model.onnx")
+    write_weights(folder / "weights.safetensors", TENSORS)
+    manifest = Manifest(
+        name="toy", source="toy", revision=None, family="llama", precision="w4a16", config={}, context=CONTEXT,
+        prefill_chunk=CHUNK, target="jetson-agx-orin-64gb", runtime="tensorrt", contract_version=1, quant={}, report=[],
+        engine=None, tool_versions={}, fingerprint="f")
+    return seal(folder, dataclasses.replace(manifest, **changes), tmp_path / "toy.bundle")
+
+
+def install(monkeypatch, cuda=None, version="10.3.0", script=None, power_mode="MAXN"):
+    """Fake GPU, driver, TensorRT, plugins and lowering; returns the GPU."""
+    cuda = cuda or FakeCuda()
+    monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt(cuda, version, script))
+    monkeypatch.setattr("edge_awq.engine.trt.cuda.open_cuda", lambda: cuda)
+    monkeypatch.setattr("edge_awq.plugins.find_library", lambda: "libplugins.so")
+    monkeypatch.setattr("edge_awq.plugins.load_library", lambda path: None)
+    machine = Machine(None, (), (), None, power_mode, None)
+    monkeypatch.setattr("edge_awq.detect.read_machine", lambda: machine)
+    package = "edge_awq.engine.trt"
+    monkeypatch.setitem(sys.modules, f"{package}.lower", SimpleNamespace(lower=lower))
+    monkeypatch.setitem(sys.modules, f"{package}.draft", SimpleNamespace(LoweringOptions=LoweringOptions))
+    for name, stand_in in (("names", SimpleNamespace(LOWERING_VERSION=1)),
+                           ("weight_input", SimpleNamespace(WeightInput=ToyWeight))):
+        if f"{package}.{name}" not in sys.modules and importlib.util.find_spec(f"{package}.{name}") is None:
+            monkeypatch.setitem(sys.modules, f"{package}.{name}", stand_in)
+    if version.startswith("8"):
+        monkeypatch.setattr("numpy.__version__", "1.26.4")
+    return cuda
+
+
+class Notes:
+    """Progress that keeps what it hears."""
+
+    def __init__(self):
+        self.notes, self.units, self.tracked = [], {}, []
+
+    def track(self, what, total, done=0):
+        from contextlib import contextmanager
+
+        @contextmanager
+        def body():
+            self.tracked.append(what)
+            self.units[what] = 0
+
+            def advance(units):
+                self.units[what] += units
+                assert self.units[what] <= total
+
+            yield advance
+
+        return body()
+
+    def note(self, text):
+        self.notes.append(text)
