@@ -212,6 +212,7 @@ def build(log, network, config, script):
             for step in range(4):
                 if "during" in script:
                     script.pop("during")()
+                script["steps"] = script.get("steps", 0) + 1
                 if not monitor.step_complete("Tactics", step):
                     return None
             monitor.phase_finish("Tactics")

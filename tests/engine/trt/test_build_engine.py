@@ -200,7 +200,8 @@ def test_ctrl_c_during_a_build_stops_it_and_stores_nothing(bundle, monkeypatch, 
     heard = []
     before = signal.signal(signal.SIGINT, lambda *_: heard.append("outer"))
     try:
-        cuda = install(monkeypatch, script={"during": press})
+        script = {"during": press}
+        cuda = install(monkeypatch, script=script)
         if not with_monitor:
             monkeypatch.delattr(sys.modules["tensorrt"], "IProgressMonitor")
             original = sys.modules["tensorrt"].Builder.build_serialized_network
@@ -211,6 +212,7 @@ def test_ctrl_c_during_a_build_stops_it_and_stores_nothing(bundle, monkeypatch, 
     finally:
         assert signal.signal(signal.SIGINT, before) is not signal.default_int_handler  # the outer one was put back
     assert not heard and cuda.is_closed
+    assert script.get("steps") == (1 if with_monitor else None)  # TensorRT was told to stop at once
     assert not [name for name in engines(bundle) if not name.endswith(".timings")]
 
 
