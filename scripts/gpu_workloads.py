@@ -37,6 +37,7 @@ class Model:
     gated: bool
     group_size: int
     vocabulary: int
+    alibi: bool = False
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -159,17 +160,18 @@ class AttentionCalls:
     """An attention op with the tables that all layers share."""
 
     op: Op
-    tables: list[Tensor]  # past_length, cos, sin, slopes
+    tables: list[Tensor]  # past_length, cos, sin; slopes where there is ALiBi
 
     @classmethod
     def make(cls, maker: Maker, model: Model, past: int) -> AttentionCalls:
         """For ``past`` positions in the cache, and one new token."""
         op = maker.device.op("CachedAttention", num_heads=model.heads, kv_num_heads=model.kv_heads,
                              head_size=model.head_size, scale=float(model.head_size**-0.5), window=0,
-                             softcap=0.0, packed_qkv=1)
-        angles = maker.rng.uniform(0, 6, (past + 1, model.head_size // 2))
-        tables = [np.array([past]), np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32),
-                  np.zeros(model.heads, np.float32)]
+                             softcap=0.0, packed_qkv=1, has_slopes=int(model.alibi))
+        angles = np.zeros((past + 1, 1)) if model.alibi else maker.rng.uniform(0, 6, (past + 1, model.head_size // 2))
+        tables = [np.array([past]), np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)]
+        if model.alibi:
+            tables.append(np.exp2(np.linspace(-1, -8, model.heads)).astype(np.float32))
         return cls(op, [maker.device.put(each) for each in tables])
 
     def cache(self, maker: Maker, model: Model) -> list[Tensor]:

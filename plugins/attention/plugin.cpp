@@ -1,4 +1,4 @@
-// CachedAttention as an op: q, k, v (or qkv), past_key, past_value, past_length, cos, sin, slopes -> y,
+// CachedAttention as an op: q, k, v (or qkv), past_key, past_value, past_length, cos, sin[, slopes] -> y,
 // present_key, present_value. The cache is overwritten in place: present_* are past_*'s memory.
 #include <algorithm>
 
@@ -14,14 +14,16 @@ constexpr int kMostMultiprocessors = 192;  // of any GPU; what memory is planned
 
 // q, k, v fp16 [1, tokens, heads * head_size], or with packed_qkv one tensor [1, tokens, all heads * head_size];
 // past_* fp16 [1, kv_num_heads, capacity, head_size]; past_length int64 [1]; cos, sin fp32 [capacity or more, half],
-// half 0 where nothing is rotated; slopes fp32 [num_heads], zeros where there is no ALiBi; y fp16 [1, tokens, num_heads * head_size].
+// half 0 where nothing is rotated; slopes fp32 [num_heads], unless has_slopes is 0: then there is no ALiBi, and the plain
+// kernels run where there is no soft-cap either; y fp16 [1, tokens, num_heads * head_size].
 class CachedAttentionOp final : public Op {
  public:
-  enum Value { kNumHeads, kKvNumHeads, kHeadSize, kScale, kWindow, kSoftcap, kPackedQkv };  // the order of attributes()
+  // The order of attributes().
+  enum Value { kNumHeads, kKvNumHeads, kHeadSize, kScale, kWindow, kSoftcap, kPackedQkv, kHasSlopes };
 
   static std::vector<Attribute> attributes() {
     return {{"num_heads"}, {"kv_num_heads"}, {"head_size"}, {"scale", true}, {"window"},
-            {"softcap", true}, {"packed_qkv", false, false}};
+            {"softcap", true}, {"packed_qkv", false, false}, {"has_slopes", false, false, 1}};
   }
 
   const char* name() const override { return "CachedAttention"; }
@@ -31,8 +33,8 @@ class CachedAttentionOp final : public Op {
     std::vector<InputSpec> all = {{is_packed() ? "qkv" : "q", Type::kFloat16}};
     if (!is_packed()) all.insert(all.end(), {{"k", Type::kFloat16}, {"v", Type::kFloat16}});
     all.insert(all.end(), {{"past_key", Type::kFloat16}, {"past_value", Type::kFloat16},
-                           {"past_length", Type::kInt64}, {"cos", Type::kFloat32}, {"sin", Type::kFloat32},
-                           {"slopes", Type::kFloat32}});
+                           {"past_length", Type::kInt64}, {"cos", Type::kFloat32}, {"sin", Type::kFloat32}});
+    if (has_slopes()) all.push_back({"slopes", Type::kFloat32});
     return all;
   }
 
@@ -66,7 +68,7 @@ class CachedAttentionOp final : public Op {
           (cache[i].dims[0] > 0 && cache[i].dims[0] < cache[0].dims[2]))
         return mismatch(i == 3 ? "cos" : "sin", cache[i], "[%lld or more, rotary_size / 2]",
                         static_cast<long long>(cache[0].dims[2]));
-    if (cache[5].rank != 1 || !is_size(cache[5].dims[0], integer(kNumHeads)))
+    if (has_slopes() && (cache[5].rank != 1 || !is_size(cache[5].dims[0], integer(kNumHeads))))
       return mismatch("slopes", cache[5], "[%d]", integer(kNumHeads));
     return "";
   }
@@ -103,7 +105,7 @@ class CachedAttentionOp final : public Op {
     a.past_length = static_cast<const int64_t*>(call.inputs[key + 2]);
     a.cosines = static_cast<const float*>(call.inputs[key + 3]);
     a.sines = static_cast<const float*>(call.inputs[key + 4]);
-    a.slopes = static_cast<const float*>(call.inputs[key + 5]);
+    a.slopes = has_slopes() ? static_cast<const float*>(call.inputs[key + 5]) : nullptr;
     a.y = static_cast<Half*>(call.outputs[0]);
     a.partial = static_cast<float*>(call.workspace);
     a.finished = zeroed_.get();
@@ -113,6 +115,7 @@ class CachedAttentionOp final : public Op {
  private:
   int integer(Value value) const { return static_cast<int>(values[value]); }
   bool is_packed() const { return values[kPackedQkv] != 0; }
+  bool has_slopes() const { return values[kHasSlopes] != 0; }
   int q_size() const { return integer(kNumHeads) * integer(kHeadSize); }
   int cache_input() const { return is_packed() ? 1 : 3; }
   int capacity(const Shape* shapes) const { return static_cast<int>(shapes[cache_input()].dims[2]); }

@@ -104,10 +104,10 @@ ATTENTIONS += [Heads(kv=4, size=128, rotary=0, alibi=True), Heads(kv=2, share=2,
 def run_attention(device, step):
     heads = step.heads
     op = device.op("CachedAttention", num_heads=heads.kv * heads.share, kv_num_heads=heads.kv, head_size=heads.size,
-                   scale=float(heads.scale), window=heads.window, softcap=heads.softcap)
+                   scale=float(heads.scale), window=heads.window, softcap=heads.softcap, has_slopes=int(heads.alibi))
     caches = [device.put(each[None]) for each in (step.key_cache, step.value_cache)]
-    inputs = [*(device.put(each[None]) for each in (step.q, step.k, step.v)), *caches,
-              *map(device.put, (np.array([step.past]), step.cosines, step.sines, heads.op_slopes))]
+    tables = [np.array([step.past]), step.cosines, step.sines, *[heads.op_slopes] * heads.alibi]
+    inputs = [*(device.put(each[None]) for each in (step.q, step.k, step.v)), *caches, *map(device.put, tables)]
     y = device.poisoned((1, *step.q.shape))
     op.run(inputs, [y, *caches])
     return Result(device.get(y)[0], *(device.get(cache)[0] for cache in caches))

@@ -199,7 +199,7 @@ def test_configure_refuses_what_no_kernel_takes(device, generation):
 def test_clones_and_engines_keep_the_attributes(device, generation):
     creator = creators(device, generation)["CachedAttention"]
     plugin = creator.create(**ATTENTION)
-    expected = ATTENTION | {"packed_qkv": 0}
+    expected = ATTENTION | {"packed_qkv": 0, "has_slopes": 1}
     if generation == 10:
         for each in (plugin, plugin.clone(), plugin.attach()):
             kept = each.serialized()
@@ -241,12 +241,14 @@ def test_matmul_runs(device, generation, rng):
     assert device.driver.fake_calls().decode() == "cuLaunchKernel int4_gemv_g128 2 1 1 256 1 1 0 9\n"
 
 
-def test_attention_runs_in_place(device, generation, rng):
-    plugin = creators(device, generation)["CachedAttention"].create(**ATTENTION)
+@pytest.mark.parametrize("has_slopes", [0, 1])
+def test_attention_runs_in_place(device, generation, rng, has_slopes):
+    made = creators(device, generation)["CachedAttention"].create(**ATTENTION, has_slopes=has_slopes)
+    plugin = made.clone()
     step = random_step(rng, HEADS, past=150, tokens=2, capacity=200)
     caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
     inputs = [*(guarded(each[None]) for each in (step.q, step.k, step.v)), *caches,
-              *map(guarded, (np.array([step.past]), step.cosines, step.sines, HEADS.op_slopes))]
+              *map(guarded, (np.array([step.past]), step.cosines, step.sines, *[HEADS.op_slopes] * has_slopes))]
     y = poisoned(1, *step.q.shape)
     shapes = descs(generation, inputs, ATTENTION_TYPES)
     largest = [ranged(10, each.shape, each.shape, kind) for each, kind in zip(inputs, ATTENTION_TYPES, strict=False)]
@@ -254,6 +256,8 @@ def test_attention_runs_in_place(device, generation, rng):
     assert plugin.enqueue(shapes, addresses(inputs), addresses([y, *caches]), workspace.ctypes.data) == 0
     exact, bound = attention_reference(step, Result(y[0], caches[0][0], caches[1][0]))
     assert (np.abs(y[0] - exact) <= bound).all()
+    kernel, = (line.split()[0] for line in device.calls("cuLaunchKernel"))
+    assert kernel == ("decode_attention_64_adjusted" if has_slopes else "decode_attention_64")
 
 
 def test_refusals_of_the_work_return_a_failure(device, generation, rng):

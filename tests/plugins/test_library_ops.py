@@ -103,19 +103,35 @@ def test_fp16_matmul(device, rng, has_bias):
     assert_product(y, Fp16Matrix(weight), x, ROUNDINGS, **({"bias": bias} if has_bias else {}))
 
 
-@pytest.mark.parametrize("adjusted", [{}, {"rotary": 0, "alibi": True}, {"softcap": 2.0}],
-                         ids=["plain", "alibi", "softcap"])
-@pytest.mark.parametrize("packed", [0, 1])
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_attention_over_several_splits(device, rng, tokens, packed, adjusted):
-    heads = Heads(**{"kv": 2, "share": 3, "size": 64, "rotary": 32, "window": 200} | adjusted)
-    step = random_step(rng, heads, past=260, tokens=tokens, capacity=320)
-    op = device.create("CachedAttention", num_heads=6, kv_num_heads=2, head_size=64, scale=heads.scale, window=200,
-                       softcap=heads.softcap, packed_qkv=packed)
+def attention_op(device, heads, packed=0, **changes):
+    """With the attributes of these heads; has_slopes is left out unless it is among the changes."""
+    given = {"num_heads": heads.kv * heads.share, "kv_num_heads": heads.kv, "head_size": heads.size,
+             "scale": heads.scale, "window": heads.window, "softcap": heads.softcap, "packed_qkv": packed}
+    return device.create("CachedAttention", **given | changes)
+
+
+def attention_tensors(step, packed=0, has_slopes=1):
+    """(inputs, caches), the caches among the inputs."""
     new = [np.concatenate([step.q, step.k, step.v], axis=1)] if packed else [step.q, step.k, step.v]
     caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
-    inputs = [*(guarded(each[None]) for each in new), *caches,
-              *map(guarded, (np.array([step.past]), step.cosines, step.sines, heads.op_slopes))]
+    tables = [np.array([step.past]), step.cosines, step.sines, *[step.heads.op_slopes] * has_slopes]
+    return [*(guarded(each[None]) for each in new), *caches, *map(guarded, tables)], caches
+
+
+# (what differs from plain heads, has_slopes, which kernel runs)
+KINDS = {"plain": ({}, 0, ""), "zeros": ({}, 1, "_adjusted"), "alibi": ({"rotary": 0, "alibi": True}, 1, "_adjusted"),
+         "softcap": ({"softcap": 2.0}, 0, "_adjusted")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", [0, 1])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_attention_over_several_splits(device, rng, tokens, packed, kind):
+    changes, has_slopes, suffix = KINDS[kind]
+    heads = Heads(**{"kv": 2, "share": 3, "size": 64, "rotary": 32, "window": 200} | changes)
+    step = random_step(rng, heads, past=260, tokens=tokens, capacity=320)
+    op = attention_op(device, heads, packed, **({} if has_slopes else {"has_slopes": 0}))
+    inputs, caches = attention_tensors(step, packed, has_slopes)
     for _ in range(2):  # counters are zero again after the first; the second appends the same rows in the same places
         y = poisoned(1, *step.q.shape)
         op.run(inputs, [y, *caches])
@@ -123,17 +139,25 @@ def test_attention_over_several_splits(device, rng, tokens, packed, adjusted):
         assert (np.abs(y[0] - exact) <= bound).all()
     splits = {1: 5, 3: 8}[tokens]  # 320 rows: 4 warps with 16 each; 4 warps for 2 tiles, where merging counts
     assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == 2 * [
-        ["decode_attention_64_adjusted", str(2 * splits)]]
+        [f"decode_attention_64{suffix}", str(2 * splits)]]
+
+
+@pytest.mark.parametrize(("has_slopes", "text"), [
+    (0, "CachedAttention: 9 inputs, not 8"), (1, r"CachedAttention: slopes has shape \[3\], not \[2\]")])
+def test_slopes_are_refused_where_they_do_not_belong(device, rng, has_slopes, text):
+    heads = Heads()
+    inputs, caches = attention_tensors(random_step(rng, heads, past=3))
+    op = attention_op(device, heads, has_slopes=has_slopes)
+    with pytest.raises(KernelError, match=text):
+        op.run([*inputs[:-1], np.zeros(3, np.float32)], [poisoned(1, 1, 128), *caches], workspace=np.zeros(1))
+    assert not device.calls("cuLaunchKernel")
 
 
 def test_attention_refuses_a_cache_in_two_places(device, rng):
     heads = Heads()
     step = random_step(rng, heads, past=3)
-    op = device.create("CachedAttention", num_heads=2, kv_num_heads=2, head_size=64, scale=1.0, window=0,
-                       softcap=0.0)
-    caches = [each[None].copy() for each in (step.key_cache, step.value_cache)]
-    inputs = [*(each[None] for each in (step.q, step.k, step.v)), *caches, np.array([step.past]), step.cosines,
-              step.sines, heads.op_slopes]
+    op = attention_op(device, heads)
+    inputs, caches = attention_tensors(step)
     with pytest.raises(KernelError, match=r"present_key is not the memory of past_key: bind both to one address"):
         op.run(inputs, [poisoned(1, *step.q.shape), caches[0].copy(), caches[1]])
     assert not device.calls("cuLaunchKernel")
