@@ -113,18 +113,31 @@ def run_attention(device, step):
     return Result(device.get(y)[0], *(device.get(cache)[0] for cache in caches))
 
 
-@pytest.mark.parametrize("tokens", [1, 4])
-@pytest.mark.parametrize("past", [0, 1, 63, 300])
-@pytest.mark.parametrize("heads", ATTENTIONS, ids=lambda heads: (
-    f"{heads.kv}x{heads.share}x{heads.size}" + "-alibi" * heads.alibi + "-softcap" * bool(heads.softcap)))
-def test_attention(device, rng, heads, past, tokens):
-    step = random_step(rng, heads, past, tokens, capacity=512)
-    result = run_attention(device, step)
+def check_attention(device, step):
+    """y against float64, and the cache: the past as it was, the new values behind it."""
+    result, heads, total = run_attention(device, step), step.heads, step.past + len(step.q)
     exact, bound = attention_reference(step, result)
     assert (np.abs(result.y - exact) <= CUT * bound).all()
-    np.testing.assert_array_equal(result.key_cache[:, :past], step.key_cache[:, :past])
-    np.testing.assert_array_equal(result.value_cache[:, past:past + tokens],
-                                  step.v.reshape(tokens, heads.kv, heads.size).transpose(1, 0, 2))
+    np.testing.assert_array_equal(result.key_cache[:, :step.past], step.key_cache[:, :step.past])
+    np.testing.assert_array_equal(result.value_cache[:, step.past:total],
+                                  step.v.reshape(-1, heads.kv, heads.size).transpose(1, 0, 2))
+
+
+def name_of_heads(heads):
+    return (f"{heads.kv}x{heads.share}x{heads.size}" + "-alibi" * heads.alibi + "-softcap" * bool(heads.softcap))
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("past", [0, 1, 63, 300])
+@pytest.mark.parametrize("heads", ATTENTIONS, ids=name_of_heads)
+def test_attention(device, rng, heads, past, tokens):
+    check_attention(device, random_step(rng, heads, past, tokens, capacity=512))
+
+
+@pytest.mark.parametrize(("past", "tokens"), [(0, 9), (37, 40), (300, 130)])
+@pytest.mark.parametrize("heads", ATTENTIONS, ids=name_of_heads)
+def test_attention_of_a_prompt(device, rng, heads, past, tokens):
+    check_attention(device, random_step(rng, heads, past, tokens, capacity=512))
 
 
 def test_attention_large(device, rng):

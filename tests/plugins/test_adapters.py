@@ -241,11 +241,13 @@ def test_matmul_runs(device, generation, rng):
     assert device.driver.fake_calls().decode() == "cuLaunchKernel int4_gemv_g128 2 1 1 256 1 1 0 9\n"
 
 
-@pytest.mark.parametrize("has_slopes", [0, 1])
-def test_attention_runs_in_place(device, generation, rng, has_slopes):
+@pytest.mark.parametrize(("tokens", "has_slopes", "kernels"), [
+    (2, 0, ["decode_attention_64"]), (2, 1, ["decode_attention_64_adjusted"]),
+    (11, 0, ["append_kv", "prefill_attention_64"])], ids=["plain", "slopes", "prompt"])
+def test_attention_runs_in_place(device, generation, rng, tokens, has_slopes, kernels):
     made = creators(device, generation)["CachedAttention"].create(**ATTENTION, has_slopes=has_slopes)
     plugin = made.clone()
-    step = random_step(rng, HEADS, past=150, tokens=2, capacity=200)
+    step = random_step(rng, HEADS, past=150, tokens=tokens, capacity=200)
     caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
     inputs = [*(guarded(each[None]) for each in (step.q, step.k, step.v)), *caches,
               *map(guarded, (np.array([step.past]), step.cosines, step.sines, *[HEADS.op_slopes] * has_slopes))]
@@ -256,8 +258,7 @@ def test_attention_runs_in_place(device, generation, rng, has_slopes):
     assert plugin.enqueue(shapes, addresses(inputs), addresses([y, *caches]), workspace.ctypes.data) == 0
     exact, bound = attention_reference(step, Result(y[0], caches[0][0], caches[1][0]))
     assert (np.abs(y[0] - exact) <= bound).all()
-    kernel, = (line.split()[0] for line in device.calls("cuLaunchKernel"))
-    assert kernel == ("decode_attention_64_adjusted" if has_slopes else "decode_attention_64")
+    assert [line.split()[0] for line in device.calls("cuLaunchKernel")] == kernels
 
 
 def test_refusals_of_the_work_return_a_failure(device, generation, rng):

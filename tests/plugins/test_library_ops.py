@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attention_harness import Heads, Result, random_step
+from attention_harness import Heads, Result, check_result, random_step
 from attention_harness import reference as attention_reference
 from kernel_harness import KernelError, guarded, poisoned
 from library_harness import Device, tensors
@@ -140,6 +140,75 @@ def test_attention_over_several_splits(device, rng, tokens, packed, kind):
     splits = {1: 5, 3: 8}[tokens]  # 320 rows: 4 warps with 16 each; 4 warps for 2 tiles, where merging counts
     assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == 2 * [
         [f"decode_attention_64{suffix}", str(2 * splits)]]
+
+
+@pytest.mark.parametrize("kind", ["plain", "alibi", "softcap"])
+@pytest.mark.parametrize(("tokens", "packed"), [(9, 0), (9, 1), (70, 1)])
+def test_attention_of_a_prompt_and_of_the_token_after_it(device, rng, tokens, packed, kind):
+    changes, has_slopes, suffix = KINDS[kind]
+    heads = Heads(**{"kv": 2, "share": 3, "size": 64, "rotary": 32, "window": 60} | changes)
+    op = attention_op(device, heads, packed, has_slopes=has_slopes)
+    prompt = random_step(rng, heads, past=21, tokens=tokens, capacity=100)
+    inputs, caches = attention_tensors(prompt, packed, has_slopes)
+    run_attention_step(op, prompt, inputs, caches)
+    rows = -(-3 * tokens // 64)
+    assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == [
+        ["append_kv", str(tokens)], ["prefill_attention_64", str(2 * rows)]]
+    token = random_step(rng, heads, past=21 + tokens, capacity=100)
+    token.key_cache[...], token.value_cache[...] = (cache[0] for cache in caches)
+    run_attention_step(op, token, *attention_tensors(token, packed, has_slopes))
+    assert device.calls("cuLaunchKernel")[2].split()[0] == f"decode_attention_64{suffix}"
+
+
+def run_attention_step(op, step, inputs, caches):
+    """Run it, and compare with float64."""
+    y = poisoned(1, *step.q.shape)
+    op.run(inputs, [y, *caches])
+    check_result(step, Result(y[0], caches[0][0], caches[1][0]))
+
+
+def test_memory_for_prompts_is_memory_for_decoding(device):
+    """The most for any number of tokens up to that: engines ask once, for their largest shapes."""
+    op = attention_op(device, Heads(kv=2, share=5, size=256), packed=1)
+    cache, table = np.empty((1, 2, 512, 256), np.float16), np.empty((512, 32), np.float32)
+    others = [cache, cache, np.zeros(1, np.int64), table, table, np.empty(10, np.float32)]
+    wanted = [op.workspace_bytes(np.empty((1, tokens, 14 * 256), np.float16), *others)
+              for tokens in (1, 2, 4, 8, 9, 500)]
+    assert 0 < wanted[0] < wanted[3] and wanted == sorted(wanted) and len(set(wanted[3:])) == 1
+
+
+@pytest.mark.parametrize(("function", "size", "kernel"), [
+    ("cuLaunchKernel", 64, "append_kv, 9 blocks of 256"),
+    ("cuFuncSetAttribute", 256, "prefill_attention_256, 2 blocks of 128")], ids=["first", "second"])
+def test_either_launch_of_a_prompt_may_fail(device, rng, function, size, kernel):
+    step = random_step(rng, Heads(size=size), past=3, tokens=9)
+    op = attention_op(device, step.heads)
+    inputs, caches = attention_tensors(step)
+    device.fail(function, 1)
+    with pytest.raises(KernelError, match=f"CachedAttention: {function}: CUDA_ERROR_INVALID_VALUE.*{kernel}"):
+        op.run(inputs, [poisoned(1, *step.q.shape), *caches])
+    assert [line.split()[0] for line in device.calls("cuLaunchKernel")] == ["append_kv"]
+
+
+def test_a_prompt_that_is_refused_leaves_the_cache_alone(device, rng):
+    step = random_step(rng, Heads(), past=3, tokens=9)
+    op = attention_op(device, step.heads)
+    inputs, caches = attention_tensors(step)
+    odd = poisoned(9 * 128 + 1)[:-1].reshape(1, 9, 128)
+    with pytest.raises(KernelError, match=r"CachedAttention: y at 0x\w+ is not aligned to 16 bytes"):
+        op.run(inputs, [odd, *caches])
+    assert not device.calls("cuLaunchKernel")
+
+
+@pytest.mark.parametrize(("tokens", "capacity", "rotary", "text"), [
+    (13, 12, 64, "capacity = 12, less than tokens = 13"), (4, 3, 64, "capacity = 3, less than tokens = 4"),
+    (9, 12, 66, "rotary_size = 66, not an even number up to head_size = 64")])
+def test_shapes_of_attention_are_refused(device, tokens, capacity, rotary, text):
+    op = attention_op(device, Heads())
+    new, cache = np.zeros((1, tokens, 128), np.float16), np.zeros((1, 2, capacity, 64), np.float16)
+    table = np.zeros((capacity, rotary // 2), np.float32)
+    with pytest.raises(KernelError, match=f"CachedAttention: {text}"):
+        op.workspace_bytes(new, new, new, cache, cache, np.zeros(1, np.int64), table, table, np.zeros(2, np.float32))
 
 
 @pytest.mark.parametrize(("has_slopes", "text"), [

@@ -17,7 +17,7 @@ from lowered import (
     build_tiny,
     canonical,
     graph_of_shape,
-    plugins,
+    half_limit,
     relative_l2,
     run_graph,
     run_lowered,
@@ -32,14 +32,6 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.weights import read_layout
 
 FLOAT_LIMIT = 1e-5  # the canonical graph computes in float32
-
-
-def half_limit(model):
-    """A plugin rounds its result to float16, and before it rows that it normalizes, or queries and keys.
-
-    Each rounding moves a vector by at most 2 ** -11 of its length, and the errors do not know of each other.
-    """
-    return math.sqrt(2 * len(plugins(model))) * 2.0**-11
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

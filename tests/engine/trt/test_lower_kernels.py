@@ -18,6 +18,7 @@ from lowered import (
     build_tiny,
     canonical,
     graph_of_shape,
+    half_limit,
     plugins,
     random_ids,
     relative_l2,
@@ -112,6 +113,25 @@ def test_library_takes_every_node_of_full_sized_models(device, name):
             op = device.create(node.op_type, **attributes(node))
             assert op.workspace_bytes(*inputs) >= 0
             op.close()
+
+
+@pytest.mark.parametrize("architecture", ["llama3", "mpt-clipped", "gemma2"])
+def test_kernels_compute_a_prompt(device, architecture, tmp_path, monkeypatch):
+    """The graph for prompts: a chunk of more than 8 tokens, a short one, a long one; only the kernels round."""
+    build_tiny(tmp_path, architecture)
+    lowered = lower(canonical(tmp_path), LoweringOptions(argmax=True, most_rows=16))
+    weights = tmp_path / "weights.safetensors"
+    expected = LoweredReference(lowered, weights, 28, exact=True)
+    monkeypatch.setattr("edge_awq.engine.trt.reference.OPS", on_device(device))
+    found = LoweredReference(lowered, weights, 28)
+    nodes = plugins(lowered.model)
+    attentions = sum(node.op_type == names.ATTENTION for node in nodes)
+    for ids, extra in ((random_ids(13), attentions), (random_ids(2, seed=2), 0), (random_ids(9, seed=3), attentions)):
+        device.reset()
+        kernels, meant = found(ids), expected(ids)
+        assert relative_l2(kernels["logits"], meant["logits"]) <= half_limit(lowered.model)
+        np.testing.assert_array_equal(kernels["tokens"], kernels["logits"].argmax(-1))
+        assert len(device.calls("cuLaunchKernel")) == len(nodes) + extra
 
 
 def test_attributes_are_those_that_creators_list(device):
