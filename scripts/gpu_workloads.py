@@ -155,6 +155,18 @@ def unpacked(stored: np.ndarray, bits: int) -> np.ndarray:
     return stored if bits == 8 else np.stack([stored & 15, stored >> 4], 2).reshape(len(stored), -1)
 
 
+def attention_bytes(model: Model, past: int, tokens: int = 1) -> int:
+    """What attention reads and writes at least: the cache with its new rows once, and every other tensor once.
+
+    What splits of the cache leave for each other is not counted: it need not leave the L2 cache.
+    """
+    query, cache = model.heads * model.head_size, model.kv_heads * model.head_size
+    read = 2 * 2 * cache * (past + tokens) + 2 * tokens * (query + 2 * cache) + 8  # cache; q, k, v; past_length
+    tables = 4 * model.heads if model.alibi else 2 * 4 * tokens * (model.head_size // 2)
+    written = 2 * tokens * (2 * cache + query)  # the cache's new rows, y
+    return read + tables + written
+
+
 @dataclass(frozen=True)
 class AttentionCalls:
     """An attention op with the tables that all layers share."""
@@ -185,7 +197,7 @@ class AttentionCalls:
 def attention(maker: Maker, model: Model, past: int = PAST, tokens: int = 1) -> Workload:
     """New tokens over ``past`` cached ones; more than 8 are a prompt."""
     device, calls = maker.device, AttentionCalls.make(maker, model, past, tokens)
-    size = 4 * model.kv_heads * (past + tokens) * model.head_size
+    size = attention_bytes(model, past, tokens)
     qkv = maker.normal(1, tokens, model.matrices["qkv"][0])
     y = device.poisoned((1, tokens, model.heads * model.head_size))
     caches = [calls.cache(maker, model) for _ in range(copies_for(device, size))]

@@ -1,6 +1,6 @@
 // CachedAttention as an op: q, k, v (or qkv), past_key, past_value, past_length, cos, sin[, slopes] -> y,
-// present_key, present_value. The cache is overwritten in place: present_* are past_*'s memory. Up to 8 tokens are decoded
-// in one launch, more are a prompt and take two.
+// present_key, present_value. The cache is overwritten in place: present_* are past_*'s memory. Up to 8 tokens are
+// decoded in one launch, more are a prompt and take two.
 #include <algorithm>
 
 #include "../library/launch.h"
@@ -15,8 +15,8 @@ constexpr int kMostMultiprocessors = 192;  // of any GPU; what memory is planned
 
 // q, k, v fp16 [1, tokens, heads * head_size], or with packed_qkv one tensor [1, tokens, all heads * head_size];
 // past_* fp16 [1, kv_num_heads, capacity, head_size]; past_length int64 [1]; cos, sin fp32 [capacity or more, half],
-// half 0 where nothing is rotated; slopes fp32 [num_heads], unless has_slopes is 0: then there is no ALiBi, and the plain
-// kernels run where there is no soft-cap either; y fp16 [1, tokens, num_heads * head_size].
+// half 0 where nothing is rotated; slopes fp32 [num_heads], unless has_slopes is 0: then there is no ALiBi, and the
+// plain kernels run where there is no soft-cap either; y fp16 [1, tokens, num_heads * head_size].
 class CachedAttentionOp final : public Op {
  public:
   // The order of attributes().
