@@ -112,6 +112,13 @@ def test_decoding_reads_the_cache_once(rng, moved, rows, tiles, blocks, splits):
     assert moved("streamed") == tiles * cache_bytes(heads, 200 + tokens)
 
 
+@pytest.mark.parametrize(("share", "tokens", "blocks"), [(4, 8, 1), (5, 7, 2)])
+def test_wide_heads_leave_room_for_32_rows(rng, moved, share, tokens, blocks):
+    heads = Heads(kv=1, share=share, size=256, rotary=256)
+    run(random_step(rng, heads, past=40, tokens=tokens))
+    assert moved("block_read") == blocks * cache_bytes(heads, 40 + tokens)
+
+
 @pytest.mark.parametrize(("size", "window", "seen"), [(64, 0, 203), (80, 50, 52), (128, 500, 203), (256, 16, 18)])
 def test_decoding_reads_what_is_visible(rng, moved, size, window, seen):
     """The union of three tokens' windows."""
