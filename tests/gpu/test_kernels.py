@@ -169,6 +169,16 @@ def test_argmax(device, rng, size):
         np.testing.assert_array_equal(device.get(tokens), logits.argmax(1))
 
 
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_embedding(device, rng, bits):
+    matrix, tokens = random_matrix(rng, 99, 320, 64, bits) if bits < 16 else None, rng.integers(0, 99, (1, 7))
+    table = activations(rng, 99, 320) if matrix is None else matrix.weights.astype(np.float16)
+    op = device.op("TokenEmbedding", vocabulary=99, size=320, bits=bits, group_size=64)
+    y = device.poisoned((1, 7, 320))
+    op.run([device.put(each) for each in (tokens, *([table] if matrix is None else stored(matrix)))], [y])
+    np.testing.assert_array_equal(device.get(y), table[tokens])
+
+
 def test_read_ceiling_reads_everything(device, rng):
     data, blocks = rng.integers(0, 2**32, 4 * 100_003, dtype=np.uint32), 7
     sums = device.poisoned((blocks * 256,), np.uint32)

@@ -261,6 +261,22 @@ def test_attention_runs_in_place(device, generation, rng, tokens, has_slopes, ke
     assert [line.split()[0] for line in device.calls("cuLaunchKernel")] == kernels
 
 
+def test_embedding_adds_a_dimension(device, generation, rng):
+    """In 8.6 it takes the place of the tokens' two words."""
+    plugin = creators(device, generation)["TokenEmbedding"].create(vocabulary=9, size=64)
+    table, tokens, y = activations(rng, 9, 64), np.array([[3, 8, 0]]), poisoned(1, 3, 64)
+    shapes = [[11, 12], [21, 22]]
+    found = (plugin.output_shapes(shapes, 1)[0] if generation == 10 else
+             plugin.output_shape(0, [[*shapes[0], 13], shapes[1]]))
+    assert found == [11, 12, 1064]
+    if generation == 10:
+        assert plugin.output_shapes([[1] * 8, [21, 22]], 1) is plugin.output_shapes([[], [21, 22]], 1) is None
+        assert b"TokenEmbedding: input 0 has 0 dimensions" in device.library.edge_awq_last_error()
+    inputs = [guarded(tokens), guarded(table)]
+    assert plugin.enqueue(descs(generation, inputs, [INT64, HALF]), addresses(inputs), addresses([y]), 0) == 0
+    np.testing.assert_array_equal(y, table[tokens])
+
+
 def test_refusals_of_the_work_return_a_failure(device, generation, rng):
     plugin = creators(device, generation)["Int4MatMul"].create(**MATMUL)
     inputs = matmul(rng, rows=2)[2]

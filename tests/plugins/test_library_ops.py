@@ -255,6 +255,42 @@ def test_argmax(device, rng, size):
         np.testing.assert_array_equal(tokens, logits.argmax(1))
 
 
+def embedding(device, rng, bits, **changes):
+    """(op, the table's tensors, its rows as float16), for a vocabulary of 37 and rows of 192."""
+    if bits == 16:
+        table = activations(rng, 37, 192)
+        return device.create("TokenEmbedding", vocabulary=37, size=192, **changes), [guarded(table)], table
+    matrix = random_matrix(rng, 37, 192, 64, bits)
+    op = device.create("TokenEmbedding", vocabulary=37, size=192, bits=bits, group_size=64, **changes)
+    return op, weight_tensors(matrix), matrix.weights.astype(np.float16)  # products of 20 bits: rounded once
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 5), (2, 2, 1)])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_embedding_has_one_more_dimension_than_its_tokens(device, rng, bits, shape):
+    op, table, rows = embedding(device, rng, bits)
+    tokens, y = rng.integers(0, 37, shape), poisoned(*shape, 192)
+    op.run([guarded(tokens), *table], [y])
+    np.testing.assert_array_equal(y, rows[tokens])
+    kernel = "embedding_fp16" if bits == 16 else f"embedding_int{bits}"
+    assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == [[kernel, str(tokens.size)]]
+
+
+@pytest.mark.parametrize(("bits", "changes", "text"), [
+    (16, {0: np.zeros((), np.int64)}, r"tokens has shape \[\], not \[.., rows\]"),
+    (16, {0: np.zeros((1, 0), np.int64)}, "rows = 0"),
+    (16, {1: np.zeros((36, 192), np.float16)}, r"weight has shape \[36, 192\], not \[37, 192\]"),
+    (8, {1: np.zeros((37, 96), np.int8)}, r"qweight has shape \[37, 96\], not \[37, 192\]"),
+    (4, {3: np.zeros((37, 3), np.int8)}, r"zero_points has shape \[37, 3\], not \[37, 2\]"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_tables_of_another_shape_are_refused(device, rng, bits, changes, text):
+    op, table, _ = embedding(device, rng, bits)
+    inputs = [changes.get(i, each) for i, each in enumerate([np.zeros((1, 2), np.int64), *table])]
+    with pytest.raises(KernelError, match=f"TokenEmbedding: {text}"):
+        op.run(inputs, [np.zeros((*inputs[0].shape, 192), np.float16)])
+    assert not device.calls("cuLaunchKernel")
+
+
 def test_memory_for_counters_is_kept_and_freed(device, rng):
     before = device.driver.fake_allocations()
     op = device.create("GreedyToken")
@@ -306,6 +342,9 @@ ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125,
     ("CachedAttention", ATTENTION | {"window": -1}, "window = -1"),
     ("CachedAttention", ATTENTION | {"softcap": -1.0}, "softcap = -1"),
     ("RmsNorm", {"epsilon": 0.0}, "epsilon = 0.0"),
+    ("TokenEmbedding", {"vocabulary": 9, "size": 96}, "TokenEmbedding: size = 96 is not a multiple of 64"),
+    ("TokenEmbedding", {"vocabulary": 9, "size": 64, "bits": 5}, "TokenEmbedding: bits = 5"),
+    ("TokenEmbedding", {"vocabulary": 9, "size": 64, "bits": 4, "group_size": 32}, "TokenEmbedding: group_size = 32"),
     ("Softmax", {}, "Softmax: no such op"),
 ], ids=lambda value: value if isinstance(value, str) and " " in value else "")
 def test_attributes_are_refused_by_name_and_value(device, op, attributes, text):
