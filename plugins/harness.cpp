@@ -46,8 +46,15 @@ const char* edge_awq_contract() {
   return text.c_str();
 }
 
-// What load_streamed() and copy_streamed_to_shared() have read in the last launch.
+// What load_streamed(), load_vector() and copy_streamed_to_shared() have read in the last launch, each time.
 int64_t edge_awq_streamed_bytes() { return fibers::state.streamed_bytes; }
+
+// From here on launches count what load_global() reads and store_global() writes, each place once, and what
+// load_vector() reads, each place once per block; or no longer do.
+void edge_awq_count_traffic(int count) { fibers::state.count_traffic = count != 0; }
+int64_t edge_awq_read_bytes() { return fibers::state.read_bytes; }
+int64_t edge_awq_block_read_bytes() { return fibers::state.block_read_bytes; }
+int64_t edge_awq_written_bytes() { return fibers::state.written_bytes; }
 
 // From here on launches count bank conflicts, or no longer do.
 void edge_awq_count_conflicts(int count) { fibers::state.count_conflicts = count != 0; }

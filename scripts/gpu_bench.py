@@ -91,6 +91,7 @@ class Bench:
                              peers=(shape, model.group_size))
             self.measure(lambda model=model: matmul(self.maker, (model.vocabulary, model.hidden), model.group_size))
             self.measure(lambda model=model: attention(self.maker, model, self.settings.past))
+            self.measure(lambda model=model: attention(self.maker, model, 0, self.settings.prefill_rows))
             for dependent in (0, 1) if self.device.gpu.compute_capability >= 90 else (0,):
                 for matrices_only in (True, False):
                     self.chain(model, matrices_only, dependent)

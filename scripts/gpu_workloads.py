@@ -37,6 +37,7 @@ class Model:
     gated: bool
     group_size: int
     vocabulary: int
+    alibi: bool = False
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -154,22 +155,37 @@ def unpacked(stored: np.ndarray, bits: int) -> np.ndarray:
     return stored if bits == 8 else np.stack([stored & 15, stored >> 4], 2).reshape(len(stored), -1)
 
 
+def attention_bytes(model: Model, past: int, tokens: int = 1) -> int:
+    """What attention reads and writes at least: the cache with its new rows once, and every other tensor once.
+
+    What splits of the cache leave for each other is not counted: it need not leave the L2 cache.
+    """
+    query, cache = model.heads * model.head_size, model.kv_heads * model.head_size
+    read = 2 * 2 * cache * (past + tokens) + 2 * tokens * (query + 2 * cache) + 8  # cache; q, k, v; past_length
+    tables = 4 * model.heads if model.alibi else 2 * 4 * tokens * (model.head_size // 2)
+    written = 2 * tokens * (2 * cache + query)  # the cache's new rows, y
+    return read + tables + written
+
+
 @dataclass(frozen=True)
 class AttentionCalls:
     """An attention op with the tables that all layers share."""
 
     op: Op
-    tables: list[Tensor]  # past_length, cos, sin, slopes
+    tables: list[Tensor]  # past_length, cos, sin; slopes where there is ALiBi
 
     @classmethod
-    def make(cls, maker: Maker, model: Model, past: int) -> AttentionCalls:
-        """For ``past`` positions in the cache, and one new token."""
+    def make(cls, maker: Maker, model: Model, past: int, tokens: int = 1) -> AttentionCalls:
+        """For ``past`` positions in the cache, and room for the new tokens."""
         op = maker.device.op("CachedAttention", num_heads=model.heads, kv_num_heads=model.kv_heads,
                              head_size=model.head_size, scale=float(model.head_size**-0.5), window=0,
-                             softcap=0.0, packed_qkv=1)
-        angles = maker.rng.uniform(0, 6, (past + 1, model.head_size // 2))
-        tables = [np.array([past]), np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32),
-                  np.zeros(model.heads, np.float32)]
+                             softcap=0.0, packed_qkv=1, has_slopes=int(model.alibi))
+        angles = maker.rng.uniform(0, 6, (past + tokens, 1 if model.alibi else model.head_size // 2))
+        if model.alibi:
+            angles[:] = 0  # nothing is rotated
+        tables = [np.array([past]), np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)]
+        if model.alibi:
+            tables.append(np.exp2(np.linspace(-1, -8, model.heads)).astype(np.float32))
         return cls(op, [maker.device.put(each) for each in tables])
 
     def cache(self, maker: Maker, model: Model) -> list[Tensor]:
@@ -178,12 +194,12 @@ class AttentionCalls:
         return [maker.small(1, model.kv_heads, capacity, model.head_size) for _ in range(2)]
 
 
-def attention(maker: Maker, model: Model, past: int = PAST) -> Workload:
-    """One new token over ``past`` cached ones."""
-    device, calls = maker.device, AttentionCalls.make(maker, model, past)
-    size = 4 * model.kv_heads * (past + 1) * model.head_size
-    qkv = maker.normal(1, 1, model.matrices["qkv"][0])
-    y = device.poisoned((1, 1, model.heads * model.head_size))
+def attention(maker: Maker, model: Model, past: int = PAST, tokens: int = 1) -> Workload:
+    """New tokens over ``past`` cached ones; more than 8 are a prompt."""
+    device, calls = maker.device, AttentionCalls.make(maker, model, past, tokens)
+    size = attention_bytes(model, past, tokens)
+    qkv = maker.normal(1, tokens, model.matrices["qkv"][0])
+    y = device.poisoned((1, tokens, model.heads * model.head_size))
     caches = [calls.cache(maker, model) for _ in range(copies_for(device, size))]
     workspace = calls.op.workspace([qkv, *caches[0], *calls.tables])
     launches = [lambda cache=cache: calls.op.launch([qkv, *cache, *calls.tables], [y, *cache], workspace)
@@ -193,8 +209,11 @@ def attention(maker: Maker, model: Model, past: int = PAST) -> Workload:
         if not np.isfinite(device.get(y)).all():
             raise AssertionError("attention left a number that is not finite")
 
-    return Workload(f"attention {model.heads}:{model.kv_heads}x{model.head_size} past={past}", size, launches,
-                    check=check, details={"past": past, "copies": len(caches)})
+    seen = tokens * past + tokens * (tokens + 1) // 2  # keys, by all tokens of a head
+    name = f"attention {model.heads}:{model.kv_heads}x{model.head_size} past={past}"
+    return Workload(name + (f" M={tokens}" if tokens > 1 else ""), size, launches,
+                    4 * model.heads * model.head_size * seen, check,
+                    {"past": past, "tokens": tokens, "copies": len(caches)})
 
 
 RMS_NORM, GELU, SILU = 1, 2, 4  # as common/linear.h counts norms and activations

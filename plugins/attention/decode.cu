@@ -72,7 +72,7 @@ struct DecodeAttention {
   const int slices = tiles >= kMinWarps ? 1 : kMinWarps / tiles;  // warps that share a tile
   const int tile = warp / slices, slice = warp % slices;          // warps past the last tile only help to load
 
-  const int past = static_cast<int>(*a.past_length), length = at_most(past + a.tokens, a.capacity);
+  const int past = static_cast<int>(load_global(a.past_length)), length = at_most(past + a.tokens, a.capacity);
   const int first_visible = a.window && past + 1 > a.window ? past + 1 - a.window : 0;
   const int key_tiles = (length - first_visible + kKeyTile - 1) / kKeyTile;
   const int split_keys = at_least((key_tiles + a.splits - 1) / a.splits, slices) * kKeyTile;
@@ -88,8 +88,8 @@ struct DecodeAttention {
       const int token = i / D, d = i % D, position = past + token;
       if (position < first_key || position >= end_key) continue;
       const int64_t source = static_cast<int64_t>(token) * a.kv_stride + kv_head * D;
-      keys[static_cast<int64_t>(position) * D + d] = to_half(rotated(a, a.k + source, d, position));
-      values[static_cast<int64_t>(position) * D + d] = a.v[source + d];
+      store_global(keys + static_cast<int64_t>(position) * D + d, to_half(rotated(a, a.k + source, d, position)));
+      store_global(values + static_cast<int64_t>(position) * D + d, load_global(a.v + source + d));
     }
   }
 
@@ -102,15 +102,15 @@ struct DecodeAttention {
     }
   }
 
-  // 16 bytes of a row that exist, or zeros.
+  // 16 bytes of a cached row that exist, or zeros.
   __device__ __forceinline__ static Vector load(const Half* rows, int key, int end, int d) {
     const bool exists = key < end && d < D;
-    return exists ? *reinterpret_cast<const Vector*>(rows + static_cast<int64_t>(key) * D + d) : Vector{0, 0, 0, 0};
+    return exists ? load_vector(rows + static_cast<int64_t>(key) * D + d) : Vector{0, 0, 0, 0};
   }
 
   __device__ __forceinline__ void load_slopes(Shared& shared) const {
     for (int i = threadIdx.x; i < tiles * kQueryTile; i += blockDim.x)
-      shared.slopes[i] = a.slopes ? a.slopes[kv_head * share + (first_row + i) % share] * kLog2E : 0.0f;
+      shared.slopes[i] = a.slopes ? kLog2E * load_global(a.slopes + kv_head * share + (first_row + i) % share) : 0.0f;
   }
 
   // Powers of two of the scores of 16 keys: scores[i] is that of key first + row + 8 * (i / 2) and the lane's query
@@ -216,7 +216,7 @@ struct DecodeAttention {
 
   __device__ __forceinline__ void store(int r, int d, float value) const {
     const int token = r / share, head = kv_head * share + r % share;
-    a.y[(static_cast<int64_t>(token) * a.num_heads + head) * D + d] = to_half(value);
+    store_global(a.y + (static_cast<int64_t>(token) * a.num_heads + head) * D + d, to_half(value));
   }
 
   // How many splits have keys. From memory: kept through the loop over keys, it would be a register too many.
@@ -242,9 +242,9 @@ struct DecodeAttention {
         continue;
       }
       float* place = workspace(first_row + r, split);
-      place[d] = y;
-      if (d == 0) place[D] = maximum;
-      if (d == 0) place[D + 1] = sum;
+      store_global(place + d, y);
+      if (d == 0) store_global(place + D, maximum);
+      if (d == 0) store_global(place + D + 1, sum);
     }
   }
 
@@ -253,12 +253,12 @@ struct DecodeAttention {
     for (int i = threadIdx.x; i < own_rows * D; i += blockDim.x) {
       const int r = first_row + i / D, d = i % D;
       float maximum = kNothingSeen, sum = 0.0f, y = 0.0f;
-      for (int s = 0; s < used_splits; ++s) maximum = larger(maximum, workspace(r, s)[D]);
+      for (int s = 0; s < used_splits; ++s) maximum = larger(maximum, load_global(workspace(r, s) + D));
       for (int s = 0; s < used_splits; ++s) {
         const float* place = workspace(r, s);
-        const float weight = power_of_two(place[D] - maximum);
-        sum = multiply_add(place[D + 1], weight, sum);
-        y = multiply_add(place[d], weight, y);
+        const float weight = power_of_two(load_global(place + D) - maximum);
+        sum = multiply_add(load_global(place + D + 1), weight, sum);
+        y = multiply_add(load_global(place + d), weight, y);
       }
       store(r, d, y / sum);
     }
@@ -274,7 +274,8 @@ struct DecodeAttention {
     Vector queries[kChunks];
     for (int chunk = 0; chunk < kChunks && tile < tiles; ++chunk) {
       const int d = 32 * chunk + 8 * quarter;
-      queries[chunk] = load(shared.queries[tile * kQueryTile], row, kQueryTile, d);
+      const Half* const query = shared.queries[tile * kQueryTile + row];
+      queries[chunk] = d < D ? *reinterpret_cast<const Vector*>(query + d) : Vector{0, 0, 0, 0};
     }
     __syncthreads();
     if (tile < tiles) {

@@ -30,6 +30,7 @@ struct DecodeAttentionArguments {
   float softcap;                // a score becomes softcap * tanh(score / softcap), before the bias; 0: as it is
 };
 
+constexpr int kMaxDecodeTokens = 8;  // of one launch; more are a prompt
 constexpr int kQueryTile = 8;   // query rows (token and head) that a warp multiplies with its keys
 constexpr int kMinWarps = 4;    // per block
 

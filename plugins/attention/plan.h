@@ -80,7 +80,8 @@ inline std::string attention_refusal(const DecodeAttentionArguments& a) {
 inline Launch plan(const DecodeAttentionArguments& a) {
   const char* kernel = decode_attention_kernel(a.head_size, a.slopes || a.softcap != 0.0f);
   if (!kernel) return refused("head_size = %d, not 64, 80, 96, 112, 128 or 256", a.head_size);
-  if (a.tokens < 1 || a.tokens > 8) return refused("tokens = %d, not 1 to 8", a.tokens);
+  if (a.tokens < 1 || a.tokens > kMaxDecodeTokens)
+    return refused("tokens = %d, not 1 to %d", a.tokens, kMaxDecodeTokens);
   if (const std::string reason = attention_refusal(a); !reason.empty()) return {nullptr, 0, 0, reason};
   if (a.splits < 1 || a.splits > kMaxSplits)
     return refused("splits = %d, not 1 to %d", a.splits, kMaxSplits);

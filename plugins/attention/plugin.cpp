@@ -1,11 +1,12 @@
-// CachedAttention as an op: q, k, v (or qkv), past_key, past_value, past_length, cos, sin, slopes -> y,
-// present_key, present_value. The cache is overwritten in place: present_* are past_*'s memory.
+// CachedAttention as an op: q, k, v (or qkv), past_key, past_value, past_length, cos, sin[, slopes] -> y,
+// present_key, present_value. The cache is overwritten in place: present_* are past_*'s memory. Up to 8 tokens are
+// decoded in one launch, more are a prompt and take two.
 #include <algorithm>
 
 #include "../library/launch.h"
 #include "../library/modules.h"
 #include "../library/ops.h"
-#include "plan.h"
+#include "prefill_plan.h"
 
 namespace edge_awq {
 namespace {
@@ -14,14 +15,16 @@ constexpr int kMostMultiprocessors = 192;  // of any GPU; what memory is planned
 
 // q, k, v fp16 [1, tokens, heads * head_size], or with packed_qkv one tensor [1, tokens, all heads * head_size];
 // past_* fp16 [1, kv_num_heads, capacity, head_size]; past_length int64 [1]; cos, sin fp32 [capacity or more, half],
-// half 0 where nothing is rotated; slopes fp32 [num_heads], zeros where there is no ALiBi; y fp16 [1, tokens, num_heads * head_size].
+// half 0 where nothing is rotated; slopes fp32 [num_heads], unless has_slopes is 0: then there is no ALiBi, and the
+// plain kernels run where there is no soft-cap either; y fp16 [1, tokens, num_heads * head_size].
 class CachedAttentionOp final : public Op {
  public:
-  enum Value { kNumHeads, kKvNumHeads, kHeadSize, kScale, kWindow, kSoftcap, kPackedQkv };  // the order of attributes()
+  // The order of attributes().
+  enum Value { kNumHeads, kKvNumHeads, kHeadSize, kScale, kWindow, kSoftcap, kPackedQkv, kHasSlopes };
 
   static std::vector<Attribute> attributes() {
     return {{"num_heads"}, {"kv_num_heads"}, {"head_size"}, {"scale", true}, {"window"},
-            {"softcap", true}, {"packed_qkv", false, false}};
+            {"softcap", true}, {"packed_qkv", false, false}, {"has_slopes", false, false, 1}};
   }
 
   const char* name() const override { return "CachedAttention"; }
@@ -31,8 +34,8 @@ class CachedAttentionOp final : public Op {
     std::vector<InputSpec> all = {{is_packed() ? "qkv" : "q", Type::kFloat16}};
     if (!is_packed()) all.insert(all.end(), {{"k", Type::kFloat16}, {"v", Type::kFloat16}});
     all.insert(all.end(), {{"past_key", Type::kFloat16}, {"past_value", Type::kFloat16},
-                           {"past_length", Type::kInt64}, {"cos", Type::kFloat32}, {"sin", Type::kFloat32},
-                           {"slopes", Type::kFloat32}});
+                           {"past_length", Type::kInt64}, {"cos", Type::kFloat32}, {"sin", Type::kFloat32}});
+    if (has_slopes()) all.push_back({"slopes", Type::kFloat32});
     return all;
   }
 
@@ -43,11 +46,7 @@ class CachedAttentionOp final : public Op {
             {"present_value", Type::kFloat16, key + 1, 0, key + 1}};
   }
 
-  std::string check() const override {
-    DecodeAttentionArguments a = shaped(1, 1, 0);
-    a.key_cache = a.value_cache = reinterpret_cast<Half*>(16);
-    return plan(a).refusal;
-  }
+  std::string check() const override { return refusal_of(shaped(1, 1, 0)); }
 
   std::string check(const Shape* shapes) const override {
     const int64_t kv_size = values[kKvNumHeads] * values[kHeadSize];
@@ -66,21 +65,21 @@ class CachedAttentionOp final : public Op {
           (cache[i].dims[0] > 0 && cache[i].dims[0] < cache[0].dims[2]))
         return mismatch(i == 3 ? "cos" : "sin", cache[i], "[%lld or more, rotary_size / 2]",
                         static_cast<long long>(cache[0].dims[2]));
-    if (cache[5].rank != 1 || !is_size(cache[5].dims[0], integer(kNumHeads)))
+    if (has_slopes() && (cache[5].rank != 1 || !is_size(cache[5].dims[0], integer(kNumHeads))))
       return mismatch("slopes", cache[5], "[%d]", integer(kNumHeads));
-    return "";
+    const bool is_known = shapes[0].dims[1] > 0 && cache[0].dims[2] > 0 && cache[3].dims[1] >= 0;
+    return is_known ? refusal_of(shaped(shapes)) : "";
   }
 
   size_t workspace_bytes(const Shape* shapes) const override {
-    int64_t floats = 0;  // fewer tokens may be split more
-    for (int tokens = 1; tokens <= std::max<int64_t>(shapes[0].dims[1], 1); ++tokens)
+    int64_t floats = 0;  // fewer tokens may be split more; a prompt needs none
+    for (int tokens = 1; tokens <= most_decoded(shapes); ++tokens)
       floats = std::max(floats, decode_attention_partial_floats(split(shaped(tokens, capacity(shapes), 0))));
     return floats * sizeof(float);
   }
 
   size_t zeroed_bytes(const Shape* shapes) const override {
-    return decode_attention_counters(shaped(static_cast<int>(shapes[0].dims[1]), capacity(shapes), 0)) *
-           sizeof(unsigned);
+    return decode_attention_counters(shaped(most_decoded(shapes), capacity(shapes), 0)) * sizeof(unsigned);
   }
 
  protected:
@@ -90,8 +89,7 @@ class CachedAttentionOp final : public Op {
       if (call.inputs[key + i] != call.outputs[1 + i])
         return std::string(outputs()[1 + i].name) + " is not the memory of " + inputs()[key + i].name +
                ": bind both to one address";
-    DecodeAttentionArguments a = split(shaped(static_cast<int>(call.shapes[0].dims[1]), capacity(call.shapes),
-                                              static_cast<int>(2 * call.shapes[key + 3].dims[1])));
+    DecodeAttentionArguments a = shaped(call.shapes);
     a.q = static_cast<const Half*>(call.inputs[0]);
     const int kv_size = integer(kKvNumHeads) * integer(kHeadSize);
     a.k = is_packed() ? a.q + q_size() : static_cast<const Half*>(call.inputs[1]);
@@ -103,19 +101,47 @@ class CachedAttentionOp final : public Op {
     a.past_length = static_cast<const int64_t*>(call.inputs[key + 2]);
     a.cosines = static_cast<const float*>(call.inputs[key + 3]);
     a.sines = static_cast<const float*>(call.inputs[key + 4]);
-    a.slopes = static_cast<const float*>(call.inputs[key + 5]);
+    a.slopes = has_slopes() ? static_cast<const float*>(call.inputs[key + 5]) : nullptr;
     a.y = static_cast<Half*>(call.outputs[0]);
+    if (a.tokens > kMaxDecodeTokens) return launch_prompt(a, call.stream);
+    a = split(a);
     a.partial = static_cast<float*>(call.workspace);
     a.finished = zeroed_.get();
     return edge_awq::launch(plan(a), a, call.stream);
   }
 
  private:
+  // Both launches or, if one is refused, neither: the cache stays as it was.
+  static std::string launch_prompt(const DecodeAttentionArguments& a, void* stream) {
+    const Launch attention = plan_prefill(a);
+    if (!attention.refusal.empty()) return attention.refusal;
+    std::string reason = edge_awq::launch(plan_append(a), a, stream);
+    return reason.empty() ? edge_awq::launch(attention, a, stream) : reason;
+  }
+
+  // Why there would be no launch if all tensors were where they should be.
+  static std::string refusal_of(DecodeAttentionArguments a) {
+    a.key_cache = a.value_cache = a.y = reinterpret_cast<Half*>(16);
+    a.cosines = a.sines = reinterpret_cast<const float*>(16);
+    return (a.tokens > kMaxDecodeTokens ? plan_prefill(a) : plan(a)).refusal;
+  }
+
   int integer(Value value) const { return static_cast<int>(values[value]); }
   bool is_packed() const { return values[kPackedQkv] != 0; }
+  bool has_slopes() const { return values[kHasSlopes] != 0; }
   int q_size() const { return integer(kNumHeads) * integer(kHeadSize); }
   int cache_input() const { return is_packed() ? 1 : 3; }
   int capacity(const Shape* shapes) const { return static_cast<int>(shapes[cache_input()].dims[2]); }
+
+  // Up to so many of the call's tokens there may be in a call that needs memory.
+  static int most_decoded(const Shape* shapes) {
+    return static_cast<int>(std::clamp<int64_t>(shapes[0].dims[1], 1, kMaxDecodeTokens));
+  }
+
+  DecodeAttentionArguments shaped(const Shape* shapes) const {
+    return shaped(static_cast<int>(shapes[0].dims[1]), capacity(shapes),
+                  static_cast<int>(2 * shapes[cache_input() + 3].dims[1]));
+  }
 
   DecodeAttentionArguments shaped(int tokens, int capacity, int rotary_size) const {
     DecodeAttentionArguments a{};

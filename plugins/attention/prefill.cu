@@ -54,7 +54,7 @@ struct PrefillAttention {
   const int kv_head = blockIdx.x % a.kv_num_heads;
   const int row_tile = (gridDim.x - 1 - blockIdx.x) / a.kv_num_heads;
   const int first_row = row_tile * kPrefillRows;
-  const int past = static_cast<int>(*a.past_length);
+  const int past = static_cast<int>(load_global(a.past_length));
   const int first_position = past + first_row / share;
   const int last_position = past + (at_most(first_row + kPrefillRows, query_rows) - 1) / share;
   const int end_key = at_most(last_position + 1, at_most(past + a.tokens, a.capacity));
@@ -72,7 +72,7 @@ struct PrefillAttention {
     #pragma unroll
     for (int n = 0; n < kCopies; ++n) {
       const int i = threadIdx.x + n * kPrefillThreads, key = i / (D / 8);
-      copy_to_shared(to + key * kPitch + i % (D / 8), from + i * 8, first + key >= end_key);
+      copy_streamed_to_shared(to + key * kPitch + i % (D / 8), from + i * 8, first + key >= end_key);
     }
     commit_copies();
   }
@@ -184,7 +184,7 @@ struct PrefillAttention {
     for (int half = 0; half < 2; ++half) {
       const int r = first_row + 16 * warp + row + 8 * half;
       positions[half] = position_of(r);
-      if (a.slopes) slopes[half] = a.slopes[kv_head * share + r % share] * kLog2E;
+      if (a.slopes) slopes[half] = load_global(a.slopes + kv_head * share + r % share) * kLog2E;
     }
     #pragma unroll 1
     for (int first = first_key; first < end_key; first += kKeys) {
@@ -216,7 +216,7 @@ struct PrefillAttention {
       #pragma unroll
       for (int block = 0; block < D / 8; ++block) {
         const float* const product = partial.y[block] + 2 * half;
-        y[4 * block] = pair(to_half(product[0] * factor), to_half(product[1] * factor));
+        store_global(y + 4 * block, pair(to_half(product[0] * factor), to_half(product[1] * factor)));
       }
     }
   }
@@ -238,14 +238,14 @@ struct PrefillAttention {
 
 // A token's keys and values, all heads; past the end of the cache nothing is written.
 __device__ __forceinline__ void append(const DecodeAttentionArguments& a) {
-  const int token = blockIdx.x, position = static_cast<int>(*a.past_length) + token;
+  const int token = blockIdx.x, position = static_cast<int>(load_global(a.past_length)) + token;
   if (position >= a.capacity) return;
   for (int i = threadIdx.x; i < a.kv_num_heads * a.head_size; i += kAppendThreads) {
     const int head = i / a.head_size, d = i % a.head_size;
     const int64_t source = static_cast<int64_t>(token) * a.kv_stride + head * a.head_size;
     const int64_t place = (static_cast<int64_t>(head) * a.capacity + position) * a.head_size + d;
-    a.key_cache[place] = to_half(rotated(a, a.k + source, d, position));
-    a.value_cache[place] = a.v[source + d];
+    store_global(a.key_cache + place, to_half(rotated(a, a.k + source, d, position)));
+    store_global(a.value_cache + place, load_global(a.v + source + d));
   }
 }
 

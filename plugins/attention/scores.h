@@ -15,10 +15,10 @@ __device__ __forceinline__ int at_least(int value, int least) { return value > l
 // Value d of a head, rotated to a position: pairs lie rotary_size / 2 apart.
 __device__ __forceinline__ float rotated(const DecodeAttentionArguments& a, const Half* head, int d, int position) {
   const int half = a.rotary_size / 2;
-  if (d >= 2 * half) return to_float(head[d]);
+  if (d >= 2 * half) return to_float(load_global(head + d));
   const int64_t angle = static_cast<int64_t>(position) * half + d % half;
-  const float partner = to_float(head[d < half ? d + half : d - half]) * a.sines[angle];
-  return multiply_add(to_float(head[d]), a.cosines[angle], d < half ? -partner : partner);
+  const float partner = to_float(load_global(head + (d < half ? d + half : d - half))) * load_global(a.sines + angle);
+  return multiply_add(to_float(load_global(head + d)), load_global(a.cosines + angle), d < half ? -partner : partner);
 }
 
 // Scores between -softcap and softcap; of scores and results times log2 e. 1 - 2 / (1 + e^2x) is tanh x, within

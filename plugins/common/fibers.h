@@ -17,6 +17,7 @@
 #include <numeric>
 #include <random>
 #include <set>
+#include <unordered_set>
 #include <vector>
 
 #define __global__
@@ -87,6 +88,9 @@ struct State {
   int current = 0, finished = 0;
   long events = 0;  // barriers released and fibers finished; a round without any is a deadlock
   int64_t streamed_bytes = 0;  // of the last launch, counted by what loads them
+  bool count_traffic = false;
+  std::unordered_set<const void*> read, written, block_read;  // where the last launch did so, the last block
+  int64_t read_bytes = 0, written_bytes = 0, block_read_bytes = 0;  // how much lies there; of all blocks, each its own
   unsigned schedule = 0;
   std::mt19937 coin;
   size_t dynamic_bytes = 0, overrun = 0;  // shared memory the launch asks for, and what a kernel uses beyond that
@@ -140,6 +144,21 @@ inline void note_access(const void* address, size_t bytes) {
   if (!state.count_conflicts) return;
   const auto offset = static_cast<const unsigned char*>(address) - state.shared;
   self().accesses.push_back({static_cast<uint32_t>(offset), static_cast<uint32_t>(bytes)});
+}
+
+// Small tensors that blocks share are in the L2 cache, so every place counts once; of large ones what warps of a block
+// share is in its L1, so every place counts once per block.
+inline void note_read(const void* address, size_t bytes) {
+  if (state.count_traffic && state.read.insert(address).second) state.read_bytes += static_cast<int64_t>(bytes);
+}
+
+inline void note_block_read(const void* address, size_t bytes) {
+  if (state.count_traffic && state.block_read.insert(address).second)
+    state.block_read_bytes += static_cast<int64_t>(bytes);
+}
+
+inline void note_written(const void* address, size_t bytes) {
+  if (state.count_traffic && state.written.insert(address).second) state.written_bytes += static_cast<int64_t>(bytes);
 }
 
 // Counts, for every access of a warp, how often shared memory has to be read: its 32 banks give 4 bytes each at a time.
@@ -257,6 +276,7 @@ inline void run_warp(int warp, int threads, Schedule& lanes) {
 inline Outcome run_block(int threads, Schedule& warps, Schedule& lanes) {
   std::memset(state.shared, 0xff, kSharedBytes);  // NaN as half and as float, -1 as an integer
   start_fibers(threads);
+  state.block_read.clear();
   while (state.finished < threads) {
     const long events_before = state.events;
     for (unsigned warp : warps.next()) run_warp(static_cast<int>(warp), threads, lanes);
@@ -269,6 +289,9 @@ inline Outcome run_block(int threads, Schedule& warps, Schedule& lanes) {
 // Runs body() as every thread of `blocks` blocks of `threads`. On a deadlock the launch is abandoned.
 inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std::function<void()> body) {
   state.streamed_bytes = state.shared_wavefronts = state.fewest_wavefronts = 0;
+  state.read_bytes = state.written_bytes = state.block_read_bytes = 0;
+  state.read.clear();
+  state.written.clear();
   state.overrun = 0;
   state.schedule = schedule;
   state.coin.seed(schedule);

@@ -21,6 +21,32 @@ __device__ __forceinline__ Vector load_streamed(const void* address) {
 #endif
 }
 
+// 16 bytes that several warps of a block may read, and that the kernel may have written itself (a KV cache).
+__device__ __forceinline__ Vector load_vector(const void* address) {
+#ifndef __CUDACC__
+  fibers::state.streamed_bytes += sizeof(Vector);
+  fibers::note_block_read(address, sizeof(Vector));
+#endif
+  return *static_cast<const Vector*>(address);
+}
+
+// A value that several threads or blocks read, and one that is written. On a CPU each place can be counted, once.
+template <class T>
+__device__ __forceinline__ T load_global(const T* address) {
+#ifndef __CUDACC__
+  fibers::note_read(address, sizeof(T));
+#endif
+  return *address;
+}
+
+template <class T>
+__device__ __forceinline__ void store_global(T* address, const T& value) {
+#ifndef __CUDACC__
+  fibers::note_written(address, sizeof(T));
+#endif
+  *address = value;
+}
+
 // A value no kernel ever writes (scales, zero points): through the read-only path, kept in L1 for the neighbours.
 template <class T>
 __device__ __forceinline__ T load_constant(const T* address) {
@@ -164,7 +190,7 @@ __device__ __forceinline__ void copy_to_shared(Vector* to, const void* from, boo
 #endif
 }
 
-// The same of what is read once (weights).
+// The same of what is read once (weights), or once per block (a KV cache).
 __device__ __forceinline__ void copy_streamed_to_shared(Vector* to, const void* from, bool or_zeros) {
 #ifndef __CUDACC__
   if (!or_zeros) fibers::state.streamed_bytes += sizeof(Vector);

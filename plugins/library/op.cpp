@@ -98,6 +98,7 @@ std::unique_ptr<Op> make_op(const OpType& type, const std::vector<GivenAttribute
 
 Shape output_shape(const OutputSpec& output, const Shape* inputs) {
   Shape shape = inputs[output.like];
+  if (output.adds_last) ++shape.rank;
   if (shape.rank > 0 && output.last > 0) shape.dims[shape.rank - 1] = output.last;
   if (shape.rank > 0 && output.last < 0) --shape.rank;
   return shape;

@@ -43,6 +43,7 @@ struct OutputSpec {
   int like;           // the input whose shape it has,
   int64_t last = 0;   // but for the last dimension, if this is not 0; none at all if it is -1
   int alias = -1;     // the input that is overwritten: the same memory
+  bool adds_last = false;  // `last` is one dimension more, behind those of the input
 };
 
 // A number that the graph's node carries. Whole numbers have 32 bits.

@@ -17,5 +17,6 @@ OpType cached_attention_op();
 OpType rms_norm_op();
 OpType layer_norm_op();
 OpType argmax_op();
+OpType token_embedding_op();
 
 }  // namespace edge_awq

@@ -1,7 +1,7 @@
 // Every plan by name, for callers that have a kernel's arguments as bytes: a new kernel adds its line here.
 #pragma once
 
-#include "../attention/plan.h"
+#include "../attention/prefill_plan.h"
 #include "../embedding/plan.h"
 #include "../fp16_matmul/plan.h"
 #include "../int4_matmul/plan.h"
@@ -29,6 +29,8 @@ constexpr Plan kPlans[] = {
     plan_entry<Int8MatMulArguments, plan>("int8_matmul"),
     plan_entry<Fp16MatMulArguments, plan>("fp16_matmul"),
     plan_entry<DecodeAttentionArguments, plan>("decode_attention"),
+    plan_entry<DecodeAttentionArguments, plan_append>("append_kv"),
+    plan_entry<DecodeAttentionArguments, plan_prefill>("prefill_attention"),
     plan_entry<EmbeddingArguments, plan>("embedding"),
     plan_entry<NormArguments, plan_rms_norm>("rms_norm"),
     plan_entry<NormArguments, plan_layer_norm>("layer_norm"),

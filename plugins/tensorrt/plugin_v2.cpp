@@ -78,7 +78,9 @@ class OpPlugin final : public Plugin {
     if (output < 0 || output >= output_count()) return none;
     const OutputSpec spec = op_->outputs()[output];
     DimsExpressions dims = in[spec.like];
-    if (dims.rank < 1) return none;
+    const bool is_longer = spec.adds_last && op_->inputs()[spec.like].type != Type::kInt64;  // else in the words' place
+    if (dims.rank < 1 || dims.rank + is_longer > 8) return none;
+    if (is_longer) ++dims.rank;
     const Expression*& last = dims.sizes[dims.rank - 1];
     if (spec.last > 0) last = builder.maker->constant(static_cast<int32_t>(spec.last));
     if (spec.last < 0 && spec.type == Type::kInt64) last = builder.maker->constant(2);

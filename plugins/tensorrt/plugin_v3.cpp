@@ -61,7 +61,10 @@ class OpPlugin final : public Plugin, public Core, public Build, public Runtime 
     for (int i = 0; i < out_count; ++i) {
       const OutputSpec output = op_->outputs()[i];
       out[i] = in[output.like];
-      if (out[i].rank < 1) return fail(std::string(op_->name()) + ": input " + std::to_string(output.like) + " has no dimensions");
+      if (out[i].rank < 1 || out[i].rank + output.adds_last > 8)
+        return fail(std::string(op_->name()) + ": input " + std::to_string(output.like) + " has " +
+                    std::to_string(out[i].rank) + " dimensions");
+      if (output.adds_last) ++out[i].rank;
       if (output.last > 0) out[i].sizes[out[i].rank - 1] = builder.maker->constant(output.last);
       if (output.last < 0) --out[i].rank;
     }

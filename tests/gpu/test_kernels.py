@@ -104,27 +104,40 @@ ATTENTIONS += [Heads(kv=4, size=128, rotary=0, alibi=True), Heads(kv=2, share=2,
 def run_attention(device, step):
     heads = step.heads
     op = device.op("CachedAttention", num_heads=heads.kv * heads.share, kv_num_heads=heads.kv, head_size=heads.size,
-                   scale=float(heads.scale), window=heads.window, softcap=heads.softcap)
+                   scale=float(heads.scale), window=heads.window, softcap=heads.softcap, has_slopes=int(heads.alibi))
     caches = [device.put(each[None]) for each in (step.key_cache, step.value_cache)]
-    inputs = [*(device.put(each[None]) for each in (step.q, step.k, step.v)), *caches,
-              *map(device.put, (np.array([step.past]), step.cosines, step.sines, heads.op_slopes))]
+    tables = [np.array([step.past]), step.cosines, step.sines, *[heads.op_slopes] * heads.alibi]
+    inputs = [*(device.put(each[None]) for each in (step.q, step.k, step.v)), *caches, *map(device.put, tables)]
     y = device.poisoned((1, *step.q.shape))
     op.run(inputs, [y, *caches])
     return Result(device.get(y)[0], *(device.get(cache)[0] for cache in caches))
 
 
-@pytest.mark.parametrize("tokens", [1, 4])
-@pytest.mark.parametrize("past", [0, 1, 63, 300])
-@pytest.mark.parametrize("heads", ATTENTIONS, ids=lambda heads: (
-    f"{heads.kv}x{heads.share}x{heads.size}" + "-alibi" * heads.alibi + "-softcap" * bool(heads.softcap)))
-def test_attention(device, rng, heads, past, tokens):
-    step = random_step(rng, heads, past, tokens, capacity=512)
-    result = run_attention(device, step)
+def check_attention(device, step):
+    """y against float64, and the cache: the past as it was, the new values behind it."""
+    result, heads, total = run_attention(device, step), step.heads, step.past + len(step.q)
     exact, bound = attention_reference(step, result)
     assert (np.abs(result.y - exact) <= CUT * bound).all()
-    np.testing.assert_array_equal(result.key_cache[:, :past], step.key_cache[:, :past])
-    np.testing.assert_array_equal(result.value_cache[:, past:past + tokens],
-                                  step.v.reshape(tokens, heads.kv, heads.size).transpose(1, 0, 2))
+    np.testing.assert_array_equal(result.key_cache[:, :step.past], step.key_cache[:, :step.past])
+    np.testing.assert_array_equal(result.value_cache[:, step.past:total],
+                                  step.v.reshape(-1, heads.kv, heads.size).transpose(1, 0, 2))
+
+
+def name_of_heads(heads):
+    return (f"{heads.kv}x{heads.share}x{heads.size}" + "-alibi" * heads.alibi + "-softcap" * bool(heads.softcap))
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("past", [0, 1, 63, 300])
+@pytest.mark.parametrize("heads", ATTENTIONS, ids=name_of_heads)
+def test_attention(device, rng, heads, past, tokens):
+    check_attention(device, random_step(rng, heads, past, tokens, capacity=512))
+
+
+@pytest.mark.parametrize(("past", "tokens"), [(0, 9), (37, 40), (300, 130)])
+@pytest.mark.parametrize("heads", ATTENTIONS, ids=name_of_heads)
+def test_attention_of_a_prompt(device, rng, heads, past, tokens):
+    check_attention(device, random_step(rng, heads, past, tokens, capacity=512))
 
 
 def test_attention_large(device, rng):
@@ -154,6 +167,16 @@ def test_argmax(device, rng, size):
     for _ in range(3):
         op.run([device.put(logits)], [tokens])
         np.testing.assert_array_equal(device.get(tokens), logits.argmax(1))
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_embedding(device, rng, bits):
+    matrix, tokens = random_matrix(rng, 99, 320, 64, bits) if bits < 16 else None, rng.integers(0, 99, (1, 7))
+    table = activations(rng, 99, 320) if matrix is None else matrix.weights.astype(np.float16)
+    op = device.op("TokenEmbedding", vocabulary=99, size=320, bits=bits, group_size=64)
+    y = device.poisoned((1, 7, 320))
+    op.run([device.put(each) for each in (tokens, *([table] if matrix is None else stored(matrix)))], [y])
+    np.testing.assert_array_equal(device.get(y), table[tokens])
 
 
 def test_read_ceiling_reads_everything(device, rng):

@@ -45,7 +45,8 @@ def library() -> ctypes.CDLL:
     lib.edge_awq_contract.restype = ctypes.c_char_p
     lib.edge_awq_float_from_half.restype = ctypes.c_float
     for name in ("decode_attention_partial_floats", "int4_matmul_partial_floats", "int8_matmul_partial_floats",
-                 "fp16_matmul_partial_floats", "streamed_bytes", "bank_conflicts", "shared_wavefronts"):
+                 "fp16_matmul_partial_floats", "streamed_bytes", "read_bytes", "block_read_bytes", "written_bytes",
+                 "bank_conflicts", "shared_wavefronts"):
         getattr(lib, f"edge_awq_{name}").restype = ctypes.c_int64
     lib.edge_awq_half_from_float.restype = ctypes.c_uint16
     lib.edge_awq_half_from_float.argtypes = [ctypes.c_float]

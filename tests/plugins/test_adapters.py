@@ -199,7 +199,7 @@ def test_configure_refuses_what_no_kernel_takes(device, generation):
 def test_clones_and_engines_keep_the_attributes(device, generation):
     creator = creators(device, generation)["CachedAttention"]
     plugin = creator.create(**ATTENTION)
-    expected = ATTENTION | {"packed_qkv": 0}
+    expected = ATTENTION | {"packed_qkv": 0, "has_slopes": 1}
     if generation == 10:
         for each in (plugin, plugin.clone(), plugin.attach()):
             kept = each.serialized()
@@ -241,12 +241,16 @@ def test_matmul_runs(device, generation, rng):
     assert device.driver.fake_calls().decode() == "cuLaunchKernel int4_gemv_g128 2 1 1 256 1 1 0 9\n"
 
 
-def test_attention_runs_in_place(device, generation, rng):
-    plugin = creators(device, generation)["CachedAttention"].create(**ATTENTION)
-    step = random_step(rng, HEADS, past=150, tokens=2, capacity=200)
+@pytest.mark.parametrize(("tokens", "has_slopes", "kernels"), [
+    (2, 0, ["decode_attention_64"]), (2, 1, ["decode_attention_64_adjusted"]),
+    (11, 0, ["append_kv", "prefill_attention_64"])], ids=["plain", "slopes", "prompt"])
+def test_attention_runs_in_place(device, generation, rng, tokens, has_slopes, kernels):
+    made = creators(device, generation)["CachedAttention"].create(**ATTENTION, has_slopes=has_slopes)
+    plugin = made.clone()
+    step = random_step(rng, HEADS, past=150, tokens=tokens, capacity=200)
     caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
     inputs = [*(guarded(each[None]) for each in (step.q, step.k, step.v)), *caches,
-              *map(guarded, (np.array([step.past]), step.cosines, step.sines, HEADS.op_slopes))]
+              *map(guarded, (np.array([step.past]), step.cosines, step.sines, *[HEADS.op_slopes] * has_slopes))]
     y = poisoned(1, *step.q.shape)
     shapes = descs(generation, inputs, ATTENTION_TYPES)
     largest = [ranged(10, each.shape, each.shape, kind) for each, kind in zip(inputs, ATTENTION_TYPES, strict=False)]
@@ -254,6 +258,23 @@ def test_attention_runs_in_place(device, generation, rng):
     assert plugin.enqueue(shapes, addresses(inputs), addresses([y, *caches]), workspace.ctypes.data) == 0
     exact, bound = attention_reference(step, Result(y[0], caches[0][0], caches[1][0]))
     assert (np.abs(y[0] - exact) <= bound).all()
+    assert [line.split()[0] for line in device.calls("cuLaunchKernel")] == kernels
+
+
+def test_embedding_adds_a_dimension(device, generation, rng):
+    """In 8.6 it takes the place of the tokens' two words."""
+    plugin = creators(device, generation)["TokenEmbedding"].create(vocabulary=9, size=64)
+    table, tokens, y = activations(rng, 9, 64), np.array([[3, 8, 0]]), poisoned(1, 3, 64)
+    shapes = [[11, 12], [21, 22]]
+    found = (plugin.output_shapes(shapes, 1)[0] if generation == 10 else
+             plugin.output_shape(0, [[*shapes[0], 13], shapes[1]]))
+    assert found == [11, 12, 1064]
+    if generation == 10:
+        assert plugin.output_shapes([[1] * 8, [21, 22]], 1) is plugin.output_shapes([[], [21, 22]], 1) is None
+        assert b"TokenEmbedding: input 0 has 0 dimensions" in device.library.edge_awq_last_error()
+    inputs = [guarded(tokens), guarded(table)]
+    assert plugin.enqueue(descs(generation, inputs, [INT64, HALF]), addresses(inputs), addresses([y]), 0) == 0
+    np.testing.assert_array_equal(y, table[tokens])
 
 
 def test_refusals_of_the_work_return_a_failure(device, generation, rng):

@@ -1,11 +1,17 @@
-"""A matmul reads every weight from memory once, whatever the number of rows: the bound it is measured against."""
+"""Weights and caches are read from memory once, whatever the number of rows: the bounds of the kernels' speed."""
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from kernel_harness import library
+from attention_harness import Heads, prefill, random_step, run
+from kernel_harness import PLUGINS, library
 from matmul_harness import Fp16Matrix, activations, random_matrix
+
+sys.path.append(str(PLUGINS.parent / "scripts"))
+
+import gpu_workloads
 
 
 @pytest.mark.parametrize("rows", [1, 8, 16, 64])
@@ -74,3 +80,83 @@ def test_ragged_groups_of_128_make_the_smallest_falcon():
     model, *_ = MODELS["falcon-7b"]
     layers = model.gigabytes(128, None) - matrix_bytes(*model.head, None) / 1e9
     np.testing.assert_allclose(layers, 3.443, rtol=0.005)
+
+
+@pytest.fixture
+def moved():
+    """name -> bytes of the last launch.
+
+    "streamed" are the loads of cached keys and values; of these "block_read" counts each place once per block, for
+    warps of a block find in its L1 what others have read. "read" and "written" are all other tensors, each place once.
+    """
+    library().edge_awq_count_traffic(1)
+    yield lambda name: getattr(library(), f"edge_awq_{name}_bytes")()
+    library().edge_awq_count_traffic(0)
+
+
+def cache_bytes(heads, keys):
+    """Of the keys and values of so many positions."""
+    return 2 * 2 * heads.kv * keys * heads.size
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+@pytest.mark.parametrize(("rows", "tiles", "blocks"), [
+    ((1, 1), 1, 1), ((7, 1), 1, 1), ((8, 1), 1, 1), ((8, 3), 3, 1), ((9, 8), 9, 1), ((16, 1), 2, 1), ((71, 1), 9, 1),
+    ((72, 1), 9, 1), ((73, 1), 10, 2), ((71, 2), 18, 2)])
+def test_decoding_reads_the_cache_once(rng, moved, rows, tiles, blocks, splits):
+    """Once for up to 72 rows, heads times tokens; more are dealt to blocks. Every tile of 8 rows loads it itself."""
+    share, tokens = rows
+    heads = Heads(kv=1, share=share)
+    run(random_step(rng, heads, past=200, tokens=tokens), splits)
+    assert moved("block_read") == blocks * cache_bytes(heads, 200 + tokens)
+    assert moved("streamed") == tiles * cache_bytes(heads, 200 + tokens)
+
+
+@pytest.mark.parametrize(("share", "tokens", "blocks"), [(4, 8, 1), (5, 7, 2)])
+def test_wide_heads_leave_room_for_32_rows(rng, moved, share, tokens, blocks):
+    heads = Heads(kv=1, share=share, size=256, rotary=256)
+    run(random_step(rng, heads, past=40, tokens=tokens))
+    assert moved("block_read") == blocks * cache_bytes(heads, 40 + tokens)
+
+
+@pytest.mark.parametrize(("size", "window", "seen"), [(64, 0, 203), (80, 50, 52), (128, 500, 203), (256, 16, 18)])
+def test_decoding_reads_what_is_visible(rng, moved, size, window, seen):
+    """The union of three tokens' windows."""
+    heads = Heads(kv=2, share=2, size=size, rotary=size, window=window)
+    run(random_step(rng, heads, past=200, tokens=3), splits=2)
+    assert moved("block_read") == moved("streamed") == cache_bytes(heads, seen)
+
+
+def attention_model(heads):
+    """As the benchmark describes it; an attention has no matrices."""
+    return gpu_workloads.Model("", 0, 1, heads.kv * heads.share, heads.kv, heads.size, 0, False, 0, 0, heads.alibi)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize(("heads", "tokens"), [
+    (Heads(kv=4, size=128, rotary=128), 1), (Heads(kv=1, share=71), 1), (Heads(kv=2, share=4, size=256, rotary=256), 2),
+    (Heads(kv=2, share=8, size=80, rotary=0, alibi=True), 1), (Heads(kv=1, share=9, size=96, rotary=0, alibi=True), 8),
+], ids=["multi-head", "71-to-1", "wide", "alibi", "72-rows"])
+def test_the_model_counts_what_an_attention_moves(rng, moved, heads, tokens, splits):
+    """To the byte what the benchmark divides by; besides, what splits leave for each other."""
+    step = random_step(rng, heads, past=300, tokens=tokens)
+    run(step, splits)
+    found = sum(map(moved, ("block_read", "read", "written")))
+    floats = splits * step.q.size // heads.size * (heads.size + 2)  # y, maximum and sum of each row and split
+    partial = 2 * 4 * floats if splits > 1 else 0  # there and back
+    expected = gpu_workloads.attention_bytes(attention_model(heads), 300, tokens) + partial
+    assert found == expected
+
+
+@pytest.mark.parametrize(("share", "tokens", "tiles"), [(1, 64, 1), (1, 130, 3), (4, 33, 3), (71, 9, 10)])
+def test_a_prompt_reads_the_cache_once_per_64_rows(rng, moved, share, tokens, tiles):
+    """Each tile of query rows up to its last token; what blocks share besides, and what is written, once."""
+    heads, past = Heads(kv=1, share=share), 40
+    step = random_step(rng, heads, past, tokens)
+    prefill(step)
+    last_rows = [min(64 * tile, share * tokens) - 1 for tile in range(1, tiles + 1)]
+    keys = sum(past + row // share + 1 for row in last_rows)
+    tables = 2 * 4 * tokens * heads.rotary // 2
+    assert moved("streamed") == cache_bytes(heads, keys)
+    assert moved("read") == step.q.nbytes + tables + 8
+    assert moved("written") == step.q.nbytes

@@ -7,6 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from attention_harness import DecodeAttentionArguments
 from kernel_harness import KernelError, build_kernels, pointer
 from library_harness import (
     COMPILERS,
@@ -186,6 +187,15 @@ def test_a_refusal_of_the_plan_launches_nothing(device):
     with pytest.raises(KernelError, match="argmax: size = 0"):
         argmax(device, size=0)
     assert not device.calls("cuLaunchKernel")
+
+
+@pytest.mark.parametrize(("plan", "reason"), [
+    ("decode_attention", "tokens = 9, not 1 to 8"), ("append_kv", "splits = 2, but prefill does not split the cache"),
+    ("prefill_attention", "splits = 2, but prefill does not split the cache")])
+def test_attentions_are_launched_by_their_plans(device, plan, reason):
+    arguments = DecodeAttentionArguments(tokens=9, num_heads=2, kv_num_heads=2, head_size=64, capacity=12, splits=2)
+    with pytest.raises(KernelError, match=f"{plan}: {reason}"):
+        device.launch(plan, arguments)
 
 
 def test_arguments_of_another_size_are_refused(device):

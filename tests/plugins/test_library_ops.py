@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from attention_harness import Heads, Result, random_step
+from attention_harness import Heads, Result, check_result, random_step
 from attention_harness import reference as attention_reference
 from kernel_harness import KernelError, guarded, poisoned
 from library_harness import Device, tensors
@@ -103,19 +103,35 @@ def test_fp16_matmul(device, rng, has_bias):
     assert_product(y, Fp16Matrix(weight), x, ROUNDINGS, **({"bias": bias} if has_bias else {}))
 
 
-@pytest.mark.parametrize("adjusted", [{}, {"rotary": 0, "alibi": True}, {"softcap": 2.0}],
-                         ids=["plain", "alibi", "softcap"])
-@pytest.mark.parametrize("packed", [0, 1])
-@pytest.mark.parametrize("tokens", [1, 3])
-def test_attention_over_several_splits(device, rng, tokens, packed, adjusted):
-    heads = Heads(**{"kv": 2, "share": 3, "size": 64, "rotary": 32, "window": 200} | adjusted)
-    step = random_step(rng, heads, past=260, tokens=tokens, capacity=320)
-    op = device.create("CachedAttention", num_heads=6, kv_num_heads=2, head_size=64, scale=heads.scale, window=200,
-                       softcap=heads.softcap, packed_qkv=packed)
+def attention_op(device, heads, packed=0, **changes):
+    """With the attributes of these heads; has_slopes is left out unless it is among the changes."""
+    given = {"num_heads": heads.kv * heads.share, "kv_num_heads": heads.kv, "head_size": heads.size,
+             "scale": heads.scale, "window": heads.window, "softcap": heads.softcap, "packed_qkv": packed}
+    return device.create("CachedAttention", **given | changes)
+
+
+def attention_tensors(step, packed=0, has_slopes=1):
+    """(inputs, caches), the caches among the inputs."""
     new = [np.concatenate([step.q, step.k, step.v], axis=1)] if packed else [step.q, step.k, step.v]
     caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
-    inputs = [*(guarded(each[None]) for each in new), *caches,
-              *map(guarded, (np.array([step.past]), step.cosines, step.sines, heads.op_slopes))]
+    tables = [np.array([step.past]), step.cosines, step.sines, *[step.heads.op_slopes] * has_slopes]
+    return [*(guarded(each[None]) for each in new), *caches, *map(guarded, tables)], caches
+
+
+# (what differs from plain heads, has_slopes, which kernel runs)
+KINDS = {"plain": ({}, 0, ""), "zeros": ({}, 1, "_adjusted"), "alibi": ({"rotary": 0, "alibi": True}, 1, "_adjusted"),
+         "softcap": ({"softcap": 2.0}, 0, "_adjusted")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("packed", [0, 1])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_attention_over_several_splits(device, rng, tokens, packed, kind):
+    changes, has_slopes, suffix = KINDS[kind]
+    heads = Heads(**{"kv": 2, "share": 3, "size": 64, "rotary": 32, "window": 200} | changes)
+    step = random_step(rng, heads, past=260, tokens=tokens, capacity=320)
+    op = attention_op(device, heads, packed, **({} if has_slopes else {"has_slopes": 0}))
+    inputs, caches = attention_tensors(step, packed, has_slopes)
     for _ in range(2):  # counters are zero again after the first; the second appends the same rows in the same places
         y = poisoned(1, *step.q.shape)
         op.run(inputs, [y, *caches])
@@ -123,17 +139,94 @@ def test_attention_over_several_splits(device, rng, tokens, packed, adjusted):
         assert (np.abs(y[0] - exact) <= bound).all()
     splits = {1: 5, 3: 8}[tokens]  # 320 rows: 4 warps with 16 each; 4 warps for 2 tiles, where merging counts
     assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == 2 * [
-        ["decode_attention_64_adjusted", str(2 * splits)]]
+        [f"decode_attention_64{suffix}", str(2 * splits)]]
+
+
+@pytest.mark.parametrize("kind", ["plain", "alibi", "softcap"])
+@pytest.mark.parametrize(("tokens", "packed"), [(9, 0), (9, 1), (70, 1)])
+def test_attention_of_a_prompt_and_of_the_token_after_it(device, rng, tokens, packed, kind):
+    changes, has_slopes, suffix = KINDS[kind]
+    heads = Heads(**{"kv": 2, "share": 3, "size": 64, "rotary": 32, "window": 60} | changes)
+    op = attention_op(device, heads, packed, has_slopes=has_slopes)
+    prompt = random_step(rng, heads, past=21, tokens=tokens, capacity=100)
+    inputs, caches = attention_tensors(prompt, packed, has_slopes)
+    run_attention_step(op, prompt, inputs, caches)
+    rows = -(-3 * tokens // 64)
+    assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == [
+        ["append_kv", str(tokens)], ["prefill_attention_64", str(2 * rows)]]
+    token = random_step(rng, heads, past=21 + tokens, capacity=100)
+    token.key_cache[...], token.value_cache[...] = (cache[0] for cache in caches)
+    run_attention_step(op, token, *attention_tensors(token, packed, has_slopes))
+    assert device.calls("cuLaunchKernel")[2].split()[0] == f"decode_attention_64{suffix}"
+
+
+def run_attention_step(op, step, inputs, caches):
+    """Run it, and compare with float64."""
+    y = poisoned(1, *step.q.shape)
+    op.run(inputs, [y, *caches])
+    check_result(step, Result(y[0], caches[0][0], caches[1][0]))
+
+
+def test_memory_for_prompts_is_memory_for_decoding(device):
+    """The most for any number of tokens up to that: engines ask once, for their largest shapes."""
+    op = attention_op(device, Heads(kv=2, share=5, size=256), packed=1)
+    cache, table = np.empty((1, 2, 512, 256), np.float16), np.empty((512, 32), np.float32)
+    others = [cache, cache, np.zeros(1, np.int64), table, table, np.empty(10, np.float32)]
+    wanted = [op.workspace_bytes(np.empty((1, tokens, 14 * 256), np.float16), *others)
+              for tokens in (1, 2, 4, 8, 9, 500)]
+    assert 0 < wanted[0] < wanted[3] and wanted == sorted(wanted) and len(set(wanted[3:])) == 1
+
+
+@pytest.mark.parametrize(("function", "size", "kernel"), [
+    ("cuLaunchKernel", 64, "append_kv, 9 blocks of 256"),
+    ("cuFuncSetAttribute", 256, "prefill_attention_256, 2 blocks of 128")], ids=["first", "second"])
+def test_either_launch_of_a_prompt_may_fail(device, rng, function, size, kernel):
+    step = random_step(rng, Heads(size=size), past=3, tokens=9)
+    op = attention_op(device, step.heads)
+    inputs, caches = attention_tensors(step)
+    device.fail(function, 1)
+    with pytest.raises(KernelError, match=f"CachedAttention: {function}: CUDA_ERROR_INVALID_VALUE.*{kernel}"):
+        op.run(inputs, [poisoned(1, *step.q.shape), *caches])
+    assert [line.split()[0] for line in device.calls("cuLaunchKernel")] == ["append_kv"]
+
+
+def test_a_prompt_that_is_refused_leaves_the_cache_alone(device, rng):
+    step = random_step(rng, Heads(), past=3, tokens=9)
+    op = attention_op(device, step.heads)
+    inputs, caches = attention_tensors(step)
+    odd = poisoned(9 * 128 + 1)[:-1].reshape(1, 9, 128)
+    with pytest.raises(KernelError, match=r"CachedAttention: y at 0x\w+ is not aligned to 16 bytes"):
+        op.run(inputs, [odd, *caches])
+    assert not device.calls("cuLaunchKernel")
+
+
+@pytest.mark.parametrize(("tokens", "capacity", "rotary", "text"), [
+    (13, 12, 64, "capacity = 12, less than tokens = 13"), (4, 3, 64, "capacity = 3, less than tokens = 4"),
+    (9, 12, 66, "rotary_size = 66, not an even number up to head_size = 64")])
+def test_shapes_of_attention_are_refused(device, tokens, capacity, rotary, text):
+    op = attention_op(device, Heads())
+    new, cache = np.zeros((1, tokens, 128), np.float16), np.zeros((1, 2, capacity, 64), np.float16)
+    table = np.zeros((capacity, rotary // 2), np.float32)
+    with pytest.raises(KernelError, match=f"CachedAttention: {text}"):
+        op.workspace_bytes(new, new, new, cache, cache, np.zeros(1, np.int64), table, table, np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize(("has_slopes", "text"), [
+    (0, "CachedAttention: 9 inputs, not 8"), (1, r"CachedAttention: slopes has shape \[3\], not \[2\]")])
+def test_slopes_are_refused_where_they_do_not_belong(device, rng, has_slopes, text):
+    heads = Heads()
+    inputs, caches = attention_tensors(random_step(rng, heads, past=3))
+    op = attention_op(device, heads, has_slopes=has_slopes)
+    with pytest.raises(KernelError, match=text):
+        op.run([*inputs[:-1], np.zeros(3, np.float32)], [poisoned(1, 1, 128), *caches], workspace=np.zeros(1))
+    assert not device.calls("cuLaunchKernel")
 
 
 def test_attention_refuses_a_cache_in_two_places(device, rng):
     heads = Heads()
     step = random_step(rng, heads, past=3)
-    op = device.create("CachedAttention", num_heads=2, kv_num_heads=2, head_size=64, scale=1.0, window=0,
-                       softcap=0.0)
-    caches = [each[None].copy() for each in (step.key_cache, step.value_cache)]
-    inputs = [*(each[None] for each in (step.q, step.k, step.v)), *caches, np.array([step.past]), step.cosines,
-              step.sines, heads.op_slopes]
+    op = attention_op(device, heads)
+    inputs, caches = attention_tensors(step)
     with pytest.raises(KernelError, match=r"present_key is not the memory of past_key: bind both to one address"):
         op.run(inputs, [poisoned(1, *step.q.shape), caches[0].copy(), caches[1]])
     assert not device.calls("cuLaunchKernel")
@@ -160,6 +253,42 @@ def test_argmax(device, rng, size):
     for _ in range(2):
         op.run([guarded(logits)], [tokens])
         np.testing.assert_array_equal(tokens, logits.argmax(1))
+
+
+def embedding(device, rng, bits, **changes):
+    """(op, the table's tensors, its rows as float16), for a vocabulary of 37 and rows of 192."""
+    if bits == 16:
+        table = activations(rng, 37, 192)
+        return device.create("TokenEmbedding", vocabulary=37, size=192, **changes), [guarded(table)], table
+    matrix = random_matrix(rng, 37, 192, 64, bits)
+    op = device.create("TokenEmbedding", vocabulary=37, size=192, bits=bits, group_size=64, **changes)
+    return op, weight_tensors(matrix), matrix.weights.astype(np.float16)  # products of 20 bits: rounded once
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 5), (2, 2, 1)])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_embedding_has_one_more_dimension_than_its_tokens(device, rng, bits, shape):
+    op, table, rows = embedding(device, rng, bits)
+    tokens, y = rng.integers(0, 37, shape), poisoned(*shape, 192)
+    op.run([guarded(tokens), *table], [y])
+    np.testing.assert_array_equal(y, rows[tokens])
+    kernel = "embedding_fp16" if bits == 16 else f"embedding_int{bits}"
+    assert [line.split()[:2] for line in device.calls("cuLaunchKernel")] == [[kernel, str(tokens.size)]]
+
+
+@pytest.mark.parametrize(("bits", "changes", "text"), [
+    (16, {0: np.zeros((), np.int64)}, r"tokens has shape \[\], not \[.., rows\]"),
+    (16, {0: np.zeros((1, 0), np.int64)}, "rows = 0"),
+    (16, {1: np.zeros((36, 192), np.float16)}, r"weight has shape \[36, 192\], not \[37, 192\]"),
+    (8, {1: np.zeros((37, 96), np.int8)}, r"qweight has shape \[37, 96\], not \[37, 192\]"),
+    (4, {3: np.zeros((37, 3), np.int8)}, r"zero_points has shape \[37, 3\], not \[37, 2\]"),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_tables_of_another_shape_are_refused(device, rng, bits, changes, text):
+    op, table, _ = embedding(device, rng, bits)
+    inputs = [changes.get(i, each) for i, each in enumerate([np.zeros((1, 2), np.int64), *table])]
+    with pytest.raises(KernelError, match=f"TokenEmbedding: {text}"):
+        op.run(inputs, [np.zeros((*inputs[0].shape, 192), np.float16)])
+    assert not device.calls("cuLaunchKernel")
 
 
 def test_memory_for_counters_is_kept_and_freed(device, rng):
@@ -213,6 +342,9 @@ ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": 0.125,
     ("CachedAttention", ATTENTION | {"window": -1}, "window = -1"),
     ("CachedAttention", ATTENTION | {"softcap": -1.0}, "softcap = -1"),
     ("RmsNorm", {"epsilon": 0.0}, "epsilon = 0.0"),
+    ("TokenEmbedding", {"vocabulary": 9, "size": 96}, "TokenEmbedding: size = 96 is not a multiple of 64"),
+    ("TokenEmbedding", {"vocabulary": 9, "size": 64, "bits": 5}, "TokenEmbedding: bits = 5"),
+    ("TokenEmbedding", {"vocabulary": 9, "size": 64, "bits": 4, "group_size": 32}, "TokenEmbedding: group_size = 32"),
     ("Softmax", {}, "Softmax: no such op"),
 ], ids=lambda value: value if isinstance(value, str) and " " in value else "")
 def test_attributes_are_refused_by_name_and_value(device, op, attributes, text):

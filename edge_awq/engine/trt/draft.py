@@ -88,7 +88,7 @@ class Draft:
 
     def plugin(self, kind: str, name: str, inputs: Sequence[gs.Tensor], outputs: Sequence[gs.Tensor],
                **attributes: float) -> gs.Node:
-        """Add a plugin's node; attributes that are 0 are left to their defaults."""
+        """Add a plugin's node; attributes that are 0 and may be left out are."""
         given = {key: value for key, value in attributes.items() if value or key in REQUIRED}
         header = {"plugin_version": PLUGIN_VERSION, "plugin_namespace": DOMAIN}
         node = gs.Node(kind, name, {**header, **given}, list(inputs), list(outputs), domain=DOMAIN)
@@ -102,7 +102,7 @@ class Draft:
         return self.plugin(kind, old.name, inputs, outputs, **attributes)
 
 
-REQUIRED = ("window", "softcap")  # attributes without a default that may be 0
+REQUIRED = ("window", "softcap", "has_slopes")  # attributes that may be 0 and have no default, or another
 
 
 def constant(name: str, values: Sequence[int] | np.ndarray, dtype: str = "int64") -> gs.Constant:

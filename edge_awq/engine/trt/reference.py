@@ -236,10 +236,11 @@ class CachedAttention(OpRun):
         given = _attributes(self.onnx_node)
         size, kv_heads = given["head_size"], given["kv_num_heads"]
         new = 1 if given.get("packed_qkv") else 3
-        types = ["float16"] * (new + 2) + [inputs[new + 2].dtype.name] + ["float32"] * 3
+        types = ["float16"] * (new + 2) + [inputs[new + 2].dtype.name]
+        types += ["float32"] * (2 + given.get("has_slopes", 1))
         exact = _check_types(self.onnx_node.name, inputs, types)
         rows = np.concatenate([array.astype(np.float64) for array in inputs[:new]], axis=-1)[0]
-        caches, (cos, sin, slopes) = inputs[new : new + 2], (a.astype(np.float64) for a in inputs[new + 3 :])
+        caches, (cos, sin, *slopes) = inputs[new : new + 2], (a.astype(np.float64) for a in inputs[new + 3 :])
         past = int(inputs[new + 2].reshape(-1)[0])  # on TensorRT 8 the low word
         tokens = len(rows)
         heads = rows.reshape(tokens, -1, size).transpose(1, 0, 2)  # those of q, k and v
@@ -252,7 +253,7 @@ class CachedAttention(OpRun):
             present[-1][0, :, places] = fresh
         keys, values = (np.repeat(each[0, :, : past + tokens].astype(np.float64), len(q) // kv_heads, axis=0)
                         for each in present)
-        mixed = _attend(q, keys, values, slopes, given)
+        mixed = _attend(q, keys, values, slopes[0] if slopes else np.zeros(len(q)), given)
         return (_stored(mixed.transpose(1, 0, 2).reshape(1, tokens, -1), exact), *present)
 
 

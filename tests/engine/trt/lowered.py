@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,5 +111,14 @@ def plugins(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.domain == DOMAIN]
 
 
+def half_limit(model: onnx.ModelProto) -> float:
+    """How far a lowered graph may be from the same without roundings, as relative_l2.
+
+    A plugin rounds its result to float16, and before it rows that it normalizes, or queries and keys. Each rounding
+    moves a vector by at most 2 ** -11 of its length, and the errors do not know of each other.
+    """
+    return math.sqrt(2 * len(plugins(model))) * 2.0**-11
+
+
 __all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "TESTS", "Device", "KernelError", "build_tiny", "canonical",
-           "graph_of_shape", "plugins", "random_ids", "relative_l2", "run_graph", "run_lowered"]
+           "graph_of_shape", "half_limit", "plugins", "random_ids", "relative_l2", "run_graph", "run_lowered"]

@@ -18,6 +18,7 @@ from lowered import (
     build_tiny,
     canonical,
     graph_of_shape,
+    half_limit,
     plugins,
     random_ids,
     relative_l2,
@@ -114,9 +115,28 @@ def test_library_takes_every_node_of_full_sized_models(device, name):
             op.close()
 
 
+@pytest.mark.parametrize("architecture", ["llama3", "mpt-clipped", "gemma2"])
+def test_kernels_compute_a_prompt(device, architecture, tmp_path, monkeypatch):
+    """The graph for prompts: a chunk of more than 8 tokens, a short one, a long one; only the kernels round."""
+    build_tiny(tmp_path, architecture)
+    lowered = lower(canonical(tmp_path), LoweringOptions(argmax=True, most_rows=16))
+    weights = tmp_path / "weights.safetensors"
+    expected = LoweredReference(lowered, weights, 28, exact=True)
+    monkeypatch.setattr("edge_awq.engine.trt.reference.OPS", on_device(device))
+    found = LoweredReference(lowered, weights, 28)
+    nodes = plugins(lowered.model)
+    attentions = sum(node.op_type == names.ATTENTION for node in nodes)
+    for ids, extra in ((random_ids(13), attentions), (random_ids(2, seed=2), 0), (random_ids(9, seed=3), attentions)):
+        device.reset()
+        kernels, meant = found(ids), expected(ids)
+        assert relative_l2(kernels["logits"], meant["logits"]) <= half_limit(lowered.model)
+        np.testing.assert_array_equal(kernels["tokens"], kernels["logits"].argmax(-1))
+        assert len(device.calls("cuLaunchKernel")) == len(nodes) + extra
+
+
 def test_attributes_are_those_that_creators_list(device):
     listed = {line.split()[0]: set(line.split()[1:]) for line in device.library.edge_awq_ops().decode().splitlines()}
-    assert {op.__name__ for op in OPS} == set(listed)
+    assert {names.EMBEDDING, *(op.__name__ for op in OPS)} == set(listed)
     used = {kind: set() for kind in listed}
     for name in ("llama-2-7b", "falcon-7b", "qwen2.5-0.5b", "gemma-2-2b"):
         for node in plugins(lower(graph_of_shape(name)[0]).model):
@@ -186,6 +206,10 @@ def outputs_of(node, given, inputs):
     return [y, *caches] if node.op_type == names.ATTENTION else [y]
 
 
+# What runs where there are slopes or a soft-cap; all others are spared both.
+ADJUSTED = dict.fromkeys(("mpt-clipped", "gemma2"), "decode_attention_64_adjusted")
+
+
 @pytest.mark.parametrize("architecture", ["llama3", "qwen2", "mpt-clipped", "falcon", "qwen3", "opt", "gemma2"])
 def test_kernels_compute_the_lowered_graph(device, architecture, tmp_path, monkeypatch):
     """A chunk and a token, as the reference with its roundings computes them; the greedy tokens too."""
@@ -200,5 +224,7 @@ def test_kernels_compute_the_lowered_graph(device, architecture, tmp_path, monke
         kernels, meant = found(ids), expected(ids)
         assert relative_l2(kernels["logits"], meant["logits"]) <= KERNEL_LIMIT
         np.testing.assert_array_equal(kernels["tokens"], kernels["logits"].argmax(-1))
-    launches = len(device.calls("cuLaunchKernel"))
-    assert launches == 2 * len(plugins(lowered.model))
+    launches = [line.split()[0] for line in device.calls("cuLaunchKernel")]
+    assert len(launches) == 2 * len(plugins(lowered.model))
+    kernels = {name for name in launches if "attention" in name}
+    assert kernels == {ADJUSTED.get(architecture, "decode_attention_64")}

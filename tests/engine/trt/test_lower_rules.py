@@ -171,6 +171,22 @@ def test_bias_of_another_shape_is_no_bias(models):
     assert "bias: blocks.0.o.biased: 'blocks.0.up.bias' has shape [256], not [128]" in declined
 
 
+def slopes_as_input(model):
+    slopes = next(tensor for tensor in model.graph.initializer if tensor.name == "alibi.slopes")
+    model.graph.initializer.remove(slopes)
+    model.graph.input.append(helper.make_tensor_value_info(slopes.name, slopes.data_type, slopes.dims))
+
+
+@pytest.mark.parametrize(("edit", "has_slopes"), [(lambda model: None, 0), (slopes_as_input, 1)],
+                         ids=["zeros", "not-known"])
+def test_slopes_are_left_out_where_they_are_known_to_be_zeros(edit, has_slopes):
+    model, _ = graph_of_shape("llama-160m")
+    edit(model)
+    nodes = [node for node in plugins(lower(model).model) if node.op_type == "CachedAttention"]
+    assert nodes and all(("alibi.slopes" in node.input) == bool(has_slopes) for node in nodes)
+    assert all([entry.i for entry in node.attribute if entry.name == "has_slopes"] == [has_slopes] for node in nodes)
+
+
 # (shape, attribute of which nodes, value, error)
 REFUSED = [
     ("group_size", "blocks.0.down", 32, "blocks.0.down: no kernel has group size 32"),

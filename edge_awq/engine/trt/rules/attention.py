@@ -2,6 +2,8 @@
 
 Where nothing is rotated the tables have no columns, and TensorRT would meet tensors without elements. They become one
 column of ones and one of zeros, which rotates the first pair of each head by nothing: the same numbers.
+
+Slopes that are all zero are left out, and ``has_slopes`` says so: kernels without a bias are faster.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ def apply(draft: Draft) -> None:
         tables = [_rotated(table, value, unrotated) for table, value in ((cos, 1.0), (sin, 0.0))]
         for cache in (*before[3:5], *node.outputs[1:]):
             cache.dtype = np.dtype("float16")
-        draft.replace(node, ATTENTION, [*before, *tables, slopes], **given)
+        tilt = [] if _are_zeros(slopes) else [slopes]
+        draft.replace(node, ATTENTION, [*before, *tables, *tilt], has_slopes=len(tilt), **given)
+
+
+def _are_zeros(slopes: gs.Tensor) -> bool:
+    """Whether they are constants, and no head has a bias."""
+    return isinstance(slopes, gs.Constant) and not slopes.values.any()
 
 
 def _rotated(table: gs.Tensor, value: float, unrotated: dict[str, gs.Constant]) -> gs.Tensor:

@@ -51,7 +51,7 @@ def _plugin_types(node: gs.Node) -> list[str]:
         return ["float16", *MATMUL_WEIGHTS[node.op], *(EXTRAS[name] for name in extras(node))]
     if node.op == ATTENTION:
         heads = 1 if node.attrs.get("packed_qkv") else 3
-        return [*["float16"] * (heads + 2), "", *["float32"] * 3]
+        return [*["float16"] * (heads + 2), "", *["float32"] * (len(node.inputs) - heads - 3)]
     if node.op in NORMS:
         return ["float16", *["float32"] * (len(node.inputs) - 1)]
     return ["float32"]
