@@ -24,7 +24,8 @@ class RunSummary:
         text: the answer.
         tokens: number of generated tokens.
         prompt_tokens: number of tokens of the prompt.
-        prefill_tok_s: tokens of the prompt / seconds to the first logits.
+        reused_tokens: those of them that were in the KV cache already; prefill ran the others.
+        prefill_tok_s: tokens that prefill ran / seconds to the first logits.
         decode_tok_s: (tokens - 1) / seconds from the first to the last token; None for fewer than two tokens.
         ttft_s: seconds from the start of prefill to the first token.
         load_s: seconds to open the bundle, check its files, and have the engine ready.
@@ -36,6 +37,7 @@ class RunSummary:
     text: str
     tokens: int
     prompt_tokens: int
+    reused_tokens: int
     prefill_tok_s: float | None
     decode_tok_s: float | None
     ttft_s: float | None
@@ -50,13 +52,15 @@ class RunSummary:
 
 
 def summarize(tokens: Sequence[Token], prompt_tokens: int, load_s: float | None = None,
-              weight_bytes_per_token: int | None = None, energy: dict[str, Any] | None = None) -> RunSummary:
+              weight_bytes_per_token: int | None = None, energy: dict[str, Any] | None = None,
+              reused_tokens: int = 0) -> RunSummary:
     """The summary of a run that is over; peak memory is read now."""
     return RunSummary(
         text="".join(token.text for token in tokens),
         tokens=len(tokens),
         prompt_tokens=prompt_tokens,
-        prefill_tok_s=prefill_tok_s(tokens, prompt_tokens),
+        reused_tokens=reused_tokens,
+        prefill_tok_s=prefill_tok_s(tokens, prompt_tokens - reused_tokens),
         decode_tok_s=decode_tok_s(tokens),
         ttft_s=tokens[0].t_s if tokens else None,
         load_s=load_s,
@@ -66,9 +70,9 @@ def summarize(tokens: Sequence[Token], prompt_tokens: int, load_s: float | None 
     )
 
 
-def prefill_tok_s(tokens: Sequence[Token], prompt_tokens: int) -> float | None:
-    """Tokens of the prompt / time to first logits."""
-    return _rate(prompt_tokens, tokens[0].logits_s) if tokens else None
+def prefill_tok_s(tokens: Sequence[Token], run_tokens: int) -> float | None:
+    """Tokens of the prompt that were run, not found in the KV cache / time to first logits."""
+    return _rate(run_tokens, tokens[0].logits_s) if tokens else None
 
 
 def decode_tok_s(tokens: Sequence[Token]) -> float | None:

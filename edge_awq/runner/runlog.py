@@ -121,7 +121,8 @@ class RunLog:
         """Pass a stream of tokens on and log the request that it is, also when it is broken off.
 
         Args:
-            context_start: tokens that were in the KV cache before the prompt.
+            prompt_tokens: that prefill runs, so without those of the prompt that are in the KV cache already.
+            context_start: tokens that are in the KV cache already, those of the prompt among them.
         """
         rep, self._requests = self._requests, self._requests + 1
         start_ns = self._now_ns()

@@ -180,6 +180,24 @@ def test_the_log_of_a_session(tmp_path, bundle, opened):
         assert word not in lines
 
 
+def test_a_second_turn_runs_and_logs_only_what_is_new(tmp_path, bundle, opened):
+    with load(bundle) as session:
+        settings = session.settings(max_tokens=3, ignore_eos=True, temperature=0)
+        first = list(session.generate([1, 2, 3, 4], settings))
+        opened.engine.fed.clear()
+        prompt = [1, 2, 3, 4, first[0].token_id, first[1].token_id, 8, 9]
+        with session.open_log(tmp_path / "runs", settings) as log:
+            tokens = session.generate(prompt, settings)
+            run_tokens = len(prompt) - session.reused_tokens
+            tokens = list(log.record(tokens, run_tokens, session.reused_tokens))
+            summary = session.summarize(tokens)
+            log.summary(summary)
+    assert opened.engine.fed[:2] == [8, 9]
+    assert (summary.prompt_tokens, summary.reused_tokens) == (8, 6)
+    request, logged = [json.loads(line) for line in (log.path / "run.jsonl").read_text().splitlines()][-2:]
+    assert (request["n_prompt"], request["n_ctx_start"], logged["prompt_tokens"], logged["reused_tokens"]) == (2, 6, 8, 6)
+
+
 @pytest.mark.parametrize(("table", "expected"), [
     ({"eos_token_id": 3}, (3,)), ({"eos_token_id": [3, 4]}, (3, 4)), ({"eos_token_id": None}, (EOS,)), (None, (EOS,)),
 ], ids=["number", "list", "null", "no-file"])
