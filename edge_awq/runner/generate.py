@@ -53,7 +53,8 @@ class Token:
         token_id: its id in the vocabulary.
         text: text that it settles, of whole characters; often of several tokens at once, often empty. The texts of all
             tokens together are the answer.
-        logits_s: seconds from the start of prefill until the logits that it was drawn from were there.
+        logits_s: seconds from the start of prefill until the logits that it was drawn from were there, or it itself
+            where the engine chose it.
         t_s: seconds from the start of prefill until it and its text were there.
         finish_reason: None but for the last token: "eos" the model ended, "stop" a stop string came, "length"
             max_tokens were there or the context was full.
@@ -113,11 +114,12 @@ def _stream(
     engine: Engine, text: TextStream, ids: list[int], sampler: Sampler, settings: GenerationSettings, clock: Clock
 ) -> Iterator[Token]:
     ends = frozenset() if settings.ignore_eos else frozenset(settings.eos_ids)
+    step_greedy = getattr(engine, "step_greedy", None) if settings.sampling.is_plain_greedy else None
     start_s = clock()
     logits = engine.prefill(ids)  # [V]
+    logits_s = clock() - start_s
+    token_id = sampler.draw(logits)
     for index in count():
-        logits_s = clock() - start_s
-        token_id = sampler.draw(logits)
         piece = "" if token_id in ends else text.push(token_id)
         reason = None
         if token_id in ends:
@@ -131,4 +133,10 @@ def _stream(
         yield Token(index, token_id, piece, logits_s, clock() - start_s, reason)
         if reason is not None:
             return
-        logits = engine.step(token_id)
+        if step_greedy is None:
+            logits = engine.step(token_id)
+            logits_s = clock() - start_s
+            token_id = sampler.draw(logits)
+        else:
+            token_id = step_greedy(token_id)
+            logits_s = clock() - start_s

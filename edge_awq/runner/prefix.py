@@ -29,6 +29,8 @@ class PrefixEngine:
         self._tokens: list[int] = []  # the first ``length`` are in the cache
         if hasattr(engine, "logits"):
             self.logits = self._logits
+        if hasattr(engine, "step_greedy"):
+            self.step_greedy = self._step_greedy
 
     @property
     def length(self) -> int:
@@ -68,6 +70,11 @@ class PrefixEngine:
         """Append ids to the cache; returns the logits after each, [tokens, vocab_size] float32."""
         self._note(ids)
         return self.engine.logits(ids)
+
+    def _step_greedy(self, token_id: int) -> int:
+        """Append one token; returns the likeliest next one."""
+        self._note([token_id])
+        return self.engine.step_greedy(token_id)
 
     def _note(self, ids: Sequence[int]) -> None:
         """Before they run: a call that is broken off may leave any number of them in the cache."""

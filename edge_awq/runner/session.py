@@ -168,8 +168,8 @@ class Session:
     ) -> Iterator[Token]:
         """Answer a prompt, one Token record after another.
 
-        The cache holds the prompt and its answer afterwards, and nothing from before. What prompt and cache have in common
-        from the start on, such as the turns of a chat so far, is not run again; the tokens are the same.
+        The cache holds the prompt and its answer afterwards, and nothing from before. What prompt and cache have in
+        common from the start on, such as the turns of a chat so far, is not run again; the tokens are the same.
 
         Args:
             prompt: text, or token ids as they are.

@@ -26,7 +26,7 @@ SAMPLINGS = {"greedy": SamplingSettings(temperature=0),
 
 
 class CountingEngine(OrtEngine):
-    """Counts the tokens that run; stops as on Ctrl-C after ``passes_left`` passes, ``before`` the next or at its end."""
+    """Counts tokens that run; stops as on Ctrl-C after ``passes_left`` passes, ``before`` the next or at its end."""
 
     ran, passes_left, before = 0, None, False
 

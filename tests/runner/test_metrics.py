@@ -58,8 +58,9 @@ def test_the_summary_is_exactly_the_json_object():
     table = summarize(TOKENS, 8, load_s=0.5, weight_bytes_per_token=7).to_dict()
     assert list(table) == KEYS
     assert {**table, "peak_rss_bytes": None} == {
-        "text": "ab" * 5, "tokens": 5, "prompt_tokens": 8, "reused_tokens": 0, "prefill_tok_s": 4.0, "decode_tok_s": 2.0,
-        "ttft_s": 2.5, "load_s": 0.5, "peak_rss_bytes": None, "weight_bytes_per_token": 7, "energy": None}
+        "text": "ab" * 5, "tokens": 5, "prompt_tokens": 8, "reused_tokens": 0, "prefill_tok_s": 4.0,
+        "decode_tok_s": 2.0, "ttft_s": 2.5, "load_s": 0.5, "peak_rss_bytes": None, "weight_bytes_per_token": 7,
+        "energy": None}
     assert json.loads(json.dumps(table)) == table
 
 

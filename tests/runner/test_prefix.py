@@ -85,6 +85,15 @@ def test_only_what_differs_is_run():
     assert engine.keep([]) == 0 == engine.length
 
 
+def test_greedy_steps_are_offered_where_the_engine_has_them():
+    inner = HashingEngine()
+    inner.step_greedy = lambda token: int(inner.step(token).argmax())
+    engine = PrefixEngine(inner)
+    assert (engine.prefill([1]) is not None, engine.step_greedy(2)) == (True, fresh([1, 2], 1)[1][0])
+    assert engine.keep([1, 2, 3]) == 2
+    assert not hasattr(PrefixEngine(HashingEngine()), "step_greedy")
+
+
 def test_other_ways_into_the_cache_are_seen():
     engine = PrefixEngine(HashingEngine())
     engine.prefill([1, 2])

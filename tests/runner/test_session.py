@@ -195,7 +195,8 @@ def test_a_second_turn_runs_and_logs_only_what_is_new(tmp_path, bundle, opened):
     assert opened.engine.fed[:2] == [8, 9]
     assert (summary.prompt_tokens, summary.reused_tokens) == (8, 6)
     request, logged = [json.loads(line) for line in (log.path / "run.jsonl").read_text().splitlines()][-2:]
-    assert (request["n_prompt"], request["n_ctx_start"], logged["prompt_tokens"], logged["reused_tokens"]) == (2, 6, 8, 6)
+    assert (request["n_prompt"], request["n_ctx_start"]) == (2, 6)
+    assert (logged["prompt_tokens"], logged["reused_tokens"]) == (8, 6)
 
 
 @pytest.mark.parametrize(("table", "expected"), [

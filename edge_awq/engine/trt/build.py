@@ -1,6 +1,6 @@
 """The builder: a bundle's graph is lowered, parsed and compiled for the GPU at hand, one engine for each kind of pass.
 
-    decode   one token, or a few speculated ones; logits of all of them; norms inside the matmuls
+    decode   one token, or a few speculated ones; logits and likeliest tokens after each; norms inside the matmuls
     prefill  up to ``prefill_chunk`` tokens; logits of the newest
 
 Both take the same weights as inputs and hold none, so a build reads no weights. Not yet verified on device.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.lower import Lowered
 
 DECODE, PREFILL = "decode", "prefill"
-IDS, PAST_LENGTH, LOGITS = "input_ids", "past_length", "logits"
+IDS, PAST_LENGTH, LOGITS, TOKENS = "input_ids", "past_length", "logits", "tokens"
 CACHE = ("past_key_", "past_value_")  # how names of the cache's inputs begin; outputs have present_ for past_
 
 MAKE_WRITABLE = "engines are stored in the bundle: make it writable, or copy it to where you may write"
@@ -108,7 +108,8 @@ def shape_settings(bundle: Bundle) -> dict[str, Any]:
     from edge_awq.engine.trt.names import LOWERING_VERSION
 
     manifest = bundle.manifest
-    return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk}
+    return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk,
+            "outputs": [LOGITS, TOKENS]}
 
 
 def _check_writable(folder: Path) -> None:
@@ -133,7 +134,7 @@ def _read_graph(bundle: Bundle) -> onnx.ModelProto:
 def _passes(toolkit: Toolkit, prefill_chunk: int) -> dict[str, Mapping[str, Any]]:
     """How the graph is lowered for each pass."""
     common = {"tensorrt_major": toolkit.major}
-    return {DECODE: common, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
+    return {DECODE: {**common, "argmax": True}, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
 
 
 def _lower(model: onnx.ModelProto, options: Mapping[str, Any]) -> Lowered:

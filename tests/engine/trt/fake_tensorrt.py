@@ -302,3 +302,6 @@ class IExecutionContext:
         wanted = range(rows) if tensors["logits"][0][1] == -1 else [rows - 1]
         found = [toy_logits([int(token) for token in cache[: past + row + 1]], weights) for row in wanted]
         self.array("logits", (len(found), VOCAB))[:] = found
+        if "tokens" in tensors:  # INT64, or pairs of INT32, low word first: the same bytes
+            words = self.engine.cuda.bytes_at(self.addresses["tokens"], 8 * len(found)).view("<i8")
+            words[:] = np.argmax(found, axis=1)

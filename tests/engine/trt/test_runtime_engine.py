@@ -71,6 +71,39 @@ def test_logits_of_every_token(machine, count):
         assert np.array_equal(found, [expected(IDS[: 21 + row]) for row in range(count)])
 
 
+def test_greedy_steps_copy_the_token_and_no_logits(machine, monkeypatch):
+    engine, cuda = machine
+    copied, download = [], cuda.download
+
+    def count(array, address):
+        copied.append(array.nbytes)
+        download(array, address)
+
+    monkeypatch.setattr(cuda, "download", count)
+    text = IDS[:9]
+    token = int(engine.prefill(text).argmax())
+    copied.clear()
+    for _ in range(20):
+        text = [*text, token]
+        token = engine.step_greedy(token)
+        assert token == expected(text).argmax() and engine.length == len(text)
+    assert copied == [4, *[4, 4] * 19]  # the token, and from the second on the logit that the last one had
+    assert np.array_equal(engine.step(3), expected([*text, 3]))
+    engine.truncate(5)
+    assert engine.step_greedy(6) == expected([*text[:5], 6]).argmax()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_greedy_steps_see_logits_that_are_not_finite(machine, value):
+    engine, cuda = machine
+    token = engine.step_greedy(3)
+    cuda.bytes_at(engine._logits, 4 * VOCAB).view(np.float32)[:] = value
+    with pytest.raises(EdgeAwqError, match="not finite"):
+        engine.step_greedy(token)
+    engine.truncate(1)
+    assert engine.step_greedy(4) == expected([3, 4]).argmax()
+
+
 def test_prompt_without_a_prefill_engine(bundle, monkeypatch):
     install(monkeypatch, script={"prefill": "64 tokens are too many"})
     engine = open_engine(bundle)
@@ -190,4 +223,7 @@ def test_impossible_tokens(machine, ids):
         engine.prefill(ids)
     with pytest.raises(EdgeAwqError):
         engine.logits(ids)
+    if len(ids) == 1:
+        with pytest.raises(EdgeAwqError):
+            engine.step_greedy(ids[0])
     assert engine.length == 0

@@ -64,6 +64,8 @@ def lower(model, options):
                 for each in weights)]
     logits = [1, 1 if options.last_logits else "tokens", VOCAB]
     outputs = [value("logits", TensorProto.FLOAT, logits), *(value(f"present_{name}", *cache) for name in caches)]
+    if options.argmax:
+        outputs.append(value("tokens", integers, logits[:2] if options.tensorrt_major >= 10 else [*logits[:2], 2]))
     lowered = helper.make_model(helper.make_graph([], "toy", inputs, outputs))
     return SimpleNamespace(model=lowered, weights=weights, declined=("rule: node: reason",), most_rows=rows)
 
@@ -75,6 +77,7 @@ class LoweringOptions:
     tensorrt_major: int = 10
     most_rows: int | None = None
     last_logits: bool = False
+    argmax: bool = False
 
 
 def make_bundle(tmp_path, **changes):
