@@ -55,7 +55,8 @@ def compile_engine(bundle: Path, fresh: bool) -> None:
         return
     passes = ", ".join(f"{name} of up to {rows} tokens" for name, rows in report.passes.items())
     click.echo(f"{bundle / report.file}: {report.engine_bytes / 1e6:.1f} MB ({passes}), compiled in "
-               f"{report.compile_s:.1f} s, at most {report.peak_host_bytes / 1e6:.0f} MB of host memory", err=True)
+               f"{report.compile_s:.1f} s, at most {report.peak_host_bytes / 1e6:.0f} MB of host memory "
+               f"({report.forecast_bytes / 1e6:.0f} MB by forecast)", err=True)
 
 
 @click.command("export")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from edge_awq.memory import peak_rss_bytes
 from edge_awq.runner.generate import Token
 from edge_awq.weights import StoredTensor
 
@@ -114,21 +112,6 @@ def weight_bytes_per_token(layout: Mapping[str, StoredTensor]) -> int:
     tied = not any(name.startswith("head.") for name in layout)
     total = embedding.nbytes if tied else embedding.nbytes // embedding.shape[0]
     return total + sum(tensor.nbytes for name, tensor in layout.items() if not name.startswith(ROW_BY_ROW))
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process had resident.
-
-    Linux hands ``ru_maxrss`` down from the parent process through exec, so a small process started by a large one would
-    report the large one's; VmHWM belongs to this process alone.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
 def _rate(amount: int, seconds: float) -> float | None:

@@ -26,6 +26,7 @@ import numpy as np
 
 from edge_awq import __version__
 from edge_awq.errors import EdgeAwqError
+from edge_awq.memory import peak_rss_bytes
 from edge_awq.power.energy import LOST
 from edge_awq.power.monitor import Monitor
 from edge_awq.runner.board import BoardState, describe_board, driver
@@ -36,7 +37,6 @@ from edge_awq.runner.metrics import (
     RunSummary,
     decode_s,
     decode_tok_s,
-    peak_rss_bytes,
     prefill_tok_s,
     roof_tok_s,
     share_of_roof,

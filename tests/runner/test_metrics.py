@@ -90,7 +90,7 @@ def test_bytes_read_per_token(tmp_path, head, expected):
 
 
 PEAK = """
-from edge_awq.runner.metrics import peak_rss_bytes
+from edge_awq.memory import peak_rss_bytes
 before = peak_rss_bytes()
 block = bytearray(b"1") * (200 << 20)
 used = peak_rss_bytes()

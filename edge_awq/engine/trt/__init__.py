@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool = False) -> CompileReport | None:
     """Compile the bundle ``folder`` for this machine; None: an engine for it is there already.
 
+    The machine's memory is looked at before, by its profile.
+
     Args:
         fresh: compile even then.
 
@@ -70,14 +72,14 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
 def _compile(bundle: Bundle, cuda: Cuda, progress: Progress,
              fresh: bool = False) -> tuple[Toolkit, EngineKey, CompileReport | None]:
     """Compile where that is needed, and say why."""
-    from edge_awq.detect import read_machine
+    from edge_awq.detect import detect_target, read_machine
     from edge_awq.engine.trt.bindings import load_toolkit
     from edge_awq.engine.trt.build import compile_engine, shape_settings
     from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, make_key, read_engine, stale
 
-    toolkit = load_toolkit()
+    toolkit, machine = load_toolkit(), read_machine()
     graph = hash_graph(bundle.graph, shape_settings(bundle))
-    key = make_key(toolkit, cuda.gpu, read_machine().power_mode, graph)
+    key = make_key(toolkit, cuda.gpu, machine.power_mode, graph)
     path = engine_path(bundle.path, key)
     if path.is_file() and not fresh:
         try:
@@ -86,6 +88,9 @@ def _compile(bundle: Bundle, cuda: Cuda, progress: Progress,
             progress.note(f"{error.message}; it is compiled anew")
         else:
             return toolkit, key, None
+    from edge_awq.engine.trt.forecast import check_memory
+
     for line in stale(bundle.path, key):
         progress.note(line)
-    return toolkit, key, compile_engine(bundle, key, toolkit, progress)
+    memory = check_memory(bundle, detect_target(machine), progress)
+    return toolkit, key, compile_engine(bundle, key, toolkit, progress, memory.build_peak - memory.system)

@@ -9,7 +9,6 @@ Both take the same weights as inputs and hold none, so a build reads no weights.
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from edge_awq.engine.trt.bindings import Toolkit, create
 from edge_awq.engine.trt.build_progress import UNITS, deferred_interrupt, make_monitor
 from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, timing_cache_path, write_engine
 from edge_awq.errors import EdgeAwqError
+from edge_awq.memory import peak_rss_bytes
 from edge_awq.progress import Progress
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class CompileReport:
         file: relative to the bundle.
         passes: name of a pass -> tokens of one call at most.
         declined: what the lowering's rules left as it was, and why.
-        peak_host_bytes: the most memory that this process had so far.
+        peak_host_bytes: the most memory that this process had resident so far.
+        forecast_bytes: what was forecast for it, by the reserves of the machine's profile.
     """
 
     file: str
@@ -55,16 +56,21 @@ class CompileReport:
     engine_bytes: int
     compile_s: float
     peak_host_bytes: int
+    forecast_bytes: int
 
 
 class Refused(EdgeAwqError):
     """TensorRT or a plugin does not take a graph."""
 
 
-def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: Progress) -> CompileReport:
+def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: Progress,
+                   forecast_bytes: int) -> CompileReport:
     """Compile ``bundle`` for this machine and store the engine in it.
 
     Where the kernels take no prompt at once, that is noted, and prompts run in decode passes.
+
+    Args:
+        forecast_bytes: for the report.
 
     Raises:
         EdgeAwqError: the bundle cannot be written to, or TensorRT refuses the graph or runs out of memory.
@@ -99,7 +105,8 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
         declined=tuple(line for entry in passes.values() for line in entry["declined"]),
         engine_bytes=path.stat().st_size,
         compile_s=time.monotonic() - started_s,
-        peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
+        peak_host_bytes=peak_rss_bytes(),
+        forecast_bytes=forecast_bytes,
     )
 
 

@@ -19,7 +19,10 @@ from edge_awq.detect import Machine
 from stored import write_weights
 
 CONTEXT, CHUNK, MOST_ROWS = 256, 64, 8
+CONFIG = {"vocab_size": VOCAB, "hidden_size": 5, "num_kv_heads": 1, "head_size": 8, "windows": [None, None],
+          "max_positions": CONTEXT}
 TENSORS = {
+    "embed.weight": np.zeros((VOCAB, 5), np.float16),
     "gain": np.linspace(-1, 1, 50, dtype=np.float32),
     "table": np.arange(40, dtype=np.float16).reshape(8, 5),
     "q.qweight": np.arange(24, dtype=np.uint8).reshape(4, 6) * 9,
@@ -88,20 +91,20 @@ def make_bundle(tmp_path, **changes):
     onnx.save(helper.make_model(graph), folder / "model.onnx")
     write_weights(folder / "weights.safetensors", TENSORS)
     manifest = Manifest(
-        name="toy", source="toy", revision=None, family="llama", precision="w4a16", config={}, context=CONTEXT,
+        name="toy", source="toy", revision=None, family="llama", precision="w4a16", config=CONFIG, context=CONTEXT,
         prefill_chunk=CHUNK, target="jetson-agx-orin-64gb", runtime="tensorrt", contract_version=1, quant={}, report=[],
         engine=None, tool_versions={}, fingerprint="f")
     return seal(folder, dataclasses.replace(manifest, **changes), tmp_path / "toy.bundle")
 
 
-def install(monkeypatch, cuda=None, version="10.3.0", script=None, power_mode="MAXN"):
+def install(monkeypatch, cuda=None, version="10.3.0", script=None, power_mode="MAXN", gpus=()):
     """Fake GPU, driver, TensorRT, plugins and lowering; returns the GPU."""
     cuda = cuda or FakeCuda()
     monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt(cuda, version, script))
     monkeypatch.setattr("edge_awq.engine.trt.cuda.open_cuda", lambda: cuda)
     monkeypatch.setattr("edge_awq.plugins.find_library", lambda: "libplugins.so")
     monkeypatch.setattr("edge_awq.plugins.load_library", lambda path: None)
-    machine = Machine(None, (), (), None, power_mode, None)
+    machine = Machine(None, (), gpus, None, power_mode, None)
     monkeypatch.setattr("edge_awq.detect.read_machine", lambda: machine)
     package = "edge_awq.engine.trt"
     monkeypatch.setitem(sys.modules, f"{package}.lower", SimpleNamespace(lower=lower))
