@@ -13,6 +13,9 @@ from edge_awq.errors import EdgeAwqError
 class Engine(Protocol):
     """One loaded model with one KV cache, batch 1.
 
+    What only some can do (AllLogitsEngine, GreedyEngine) is looked for by name; so is ``provenance``, what a run log
+    should say of the engine beside the bundle's manifest: its file, runtime_version, and by name its passes.
+
     Attributes:
         context: tokens that fit into the KV cache.
         vocab_size: entries of a logits vector.

@@ -49,6 +49,7 @@ class Loaded:
         threads: CPU threads that were asked for, None for the engine's own choice.
         weight_bytes_per_token: see edge_awq.runner.metrics.
         manifest_sha256: names the bundle, as the manifest holds the hash of every other file.
+        engine: what the engine says of itself, see edge_awq.engine.base.Engine.
     """
 
     manifest: Manifest
@@ -57,6 +58,7 @@ class Loaded:
     threads: int | None
     weight_bytes_per_token: int
     manifest_sha256: str
+    engine: Mapping[str, Any]
 
 
 def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None,
@@ -78,11 +80,10 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
     vocabulary = read_vocabulary(bundle.path)
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))
     engine = load_runtime(manifest.runtime).open_engine(bundle, threads, context, progress)
-    if lookup:
-        engine = LookupEngine(engine, lookup)
     load_s = (time.monotonic_ns() - started_ns) / 1e9
-    sha256 = hash_file(bundle.path / MANIFEST)
-    return Session(engine, vocabulary, Loaded(manifest, started_ns, load_s, threads, weight_bytes, sha256))
+    loaded = Loaded(manifest, started_ns, load_s, threads, weight_bytes, hash_file(bundle.path / MANIFEST),
+                    getattr(engine, "provenance", {}))
+    return Session(LookupEngine(engine, lookup) if lookup else engine, vocabulary, loaded)
 
 
 def measuring_device(bundle_path: Path | str) -> str:
@@ -237,7 +238,8 @@ class Session:
             "engine": {"runtime": manifest.runtime, "target": manifest.target, "context": self.engine.context,
                        "contract_version": manifest.contract_version, "compiled": manifest.engine,
                        "sha256": {name: entry["sha256"] for name, entry in manifest.files.items()
-                                  if name.startswith(f"{ENGINES}/")}},
+                                  if name.startswith(f"{ENGINES}/")},
+                       **dict.fromkeys(("file", "runtime_version", "passes")), **self.loaded.engine},
             "sampling": dataclasses.asdict(settings.sampling),
             "settings": {"threads": self.loaded.threads, "max_tokens": settings.max_tokens,
                          "ignore_eos": settings.ignore_eos, "stop_strings": len(settings.stop)},

@@ -62,6 +62,7 @@ def opened(monkeypatch):
     def open_engine(bundle, threads, context, progress):
         seen.bundle, seen.threads, seen.context = bundle, threads, context
         seen.engine = FakeEngine(seen.script, FakeClock(), context or bundle.manifest.context)
+        seen.engine.provenance = {"file": "engines/toy.onnx", "runtime_version": "9.9"}
         return seen.engine
 
     runtimes = {"onnxruntime": SimpleNamespace(open_engine=open_engine)}
@@ -174,6 +175,9 @@ def test_the_log_of_a_session(tmp_path, bundle, opened):
     assert start["model"]["name"] == "tiny" and start["model"]["quant"]["group_size"] == 64
     assert start["settings"] == {"threads": 2, "max_tokens": 3, "ignore_eos": False, "stop_strings": 1}
     assert start["sampling"]["top_p"] == 0.9
+    engine = start["engine"]
+    assert (engine["runtime"], engine["runtime_version"], engine["passes"]) == ("onnxruntime", "9.9", None)
+    assert engine["file"] == "engines/toy.onnx"
     assert load_phase["t_end_ns"] == round(session.loaded.load_s * 1e9)
     assert events[3]["t_start_ns"] >= load_phase["t_end_ns"]
     for word in ("secret", "private", "somebody"):

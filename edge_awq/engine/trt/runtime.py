@@ -111,6 +111,7 @@ class TrtEngine:
         Raises:
             EdgeAwqError: the engine does not load, or it and its cache do not fit into memory.
         """
+        self.provenance = _provenance(toolkit, stored)
         self.context, self.length = context, 0
         self._chosen: int | None = None  # by the last call, where that was step_greedy
         self._cuda = cuda
@@ -266,6 +267,13 @@ class TrtEngine:
             heads, size = one.shape(name)[1], one.shape(name)[3]
             one.bind(name, address, (1, heads, self.context, size))
             one.bind(name.replace("past_", "present_", 1), address)
+
+
+def _provenance(toolkit: Toolkit, stored: StoredEngine) -> dict[str, Any]:
+    """What a run log says of the engine."""
+    passes = {name: {"most_tokens": table["most_rows"], "sha256": stored.sha256[name]}
+              for name, table in stored.passes.items()}
+    return {"file": stored.file, "runtime_version": toolkit.version_text, "passes": passes}
 
 
 def _chunks(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 
 import numpy as np
 import pytest
 from fake_cuda import ORIN, FakeCuda
 from fake_tensorrt import VOCAB, toy_logits
+from safetensors import safe_open
 from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, expected_weights_sum, install, make_bundle
 
 from edge_awq.bundle import Bundle
@@ -129,6 +132,18 @@ def test_page_cache_is_left_alone_beside_memory_of_its_own(bundle, monkeypatch):
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: pytest.fail("dropped"))
     install(monkeypatch, FakeCuda(dataclasses.replace(ORIN, integrated=False)))
     open_engine(bundle).close()
+
+
+def test_run_log_names_the_engine(machine, bundle):
+    engine, _ = machine
+    told = engine.provenance
+    with safe_open(bundle.path / told["file"], "numpy") as file:
+        plans = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118, no mapping
+    assert told["passes"] == {
+        name: {"most_tokens": rows, "sha256": hashlib.sha256(plans[name]).hexdigest()}
+        for name, rows in (("decode", MOST_ROWS), ("prefill", CHUNK))}
+    assert told["file"].startswith(f"engines/tensorrt-{told['runtime_version']}-")
+    json.dumps(told)
 
 
 def test_smaller_context(bundle, monkeypatch):
