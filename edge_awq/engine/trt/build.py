@@ -3,7 +3,8 @@
     decode   one token, or a few speculated ones; logits and likeliest tokens after each; norms inside the matmuls
     prefill  up to ``prefill_chunk`` tokens; logits of the newest
 
-Both take the same weights as inputs and hold none, so a build reads no weights. Not yet verified on device.
+Both take the same weights as inputs and hold none, so a build reads no weights. A self-contained engine is a decode
+pass with the weights inside: a second pass would hold them once more. Not yet verified on device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_awq.bundle import ENGINES, Bundle, write_bytes
+from edge_awq.bundle import ENGINES, WEIGHTS, Bundle, write_bytes
 from edge_awq.engine.trt.bindings import Toolkit, create
 from edge_awq.engine.trt.build_progress import UNITS, deferred_interrupt, make_monitor
 from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, timing_cache_path, write_engine
@@ -63,14 +64,15 @@ class Refused(EdgeAwqError):
     """TensorRT or a plugin does not take a graph."""
 
 
-def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: Progress,
-                   forecast_bytes: int) -> CompileReport:
+def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: Progress, forecast_bytes: int,
+                   weights_inside: bool = False) -> CompileReport:
     """Compile ``bundle`` for this machine and store the engine in it.
 
     Where the kernels take no prompt at once, that is noted, and prompts run in decode passes.
 
     Args:
         forecast_bytes: for the report.
+        weights_inside: make the self-contained engine.
 
     Raises:
         EdgeAwqError: the bundle cannot be written to, or TensorRT refuses the graph or runs out of memory.
@@ -83,12 +85,12 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
     plans: dict[str, bytes] = {}
     passes: dict[str, Any] = {}
     timings = _Timings(timing_cache_path(bundle.path, key))
-    for name, options in _passes(toolkit, manifest.prefill_chunk).items():
+    for name, options in _passes(toolkit, manifest.prefill_chunk, weights_inside).items():
         lowered = _lower(model, options)
         if plans and lowered.most_rows <= passes[DECODE]["most_rows"]:
             continue
         try:
-            plans[name] = _build(toolkit, _Work(name, lowered, manifest.context), timings, progress)
+            plans[name] = _build(toolkit, _Work(name, lowered, bundle), timings, progress)
         except Refused as refusal:
             if name == DECODE:
                 raise
@@ -110,13 +112,14 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
     )
 
 
-def shape_settings(bundle: Bundle) -> dict[str, Any]:
+def shape_settings(bundle: Bundle, weights_inside: bool) -> dict[str, Any]:
     """What an engine depends on besides graph and machine: for its key."""
     from edge_awq.engine.trt.names import LOWERING_VERSION
 
     manifest = bundle.manifest
+    inside = {"weights": manifest.files[WEIGHTS]["sha256"]} if weights_inside else {}
     return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk,
-            "outputs": [LOGITS, TOKENS]}
+            "outputs": [LOGITS, TOKENS], **inside}
 
 
 def _check_writable(folder: Path) -> None:
@@ -138,9 +141,11 @@ def _read_graph(bundle: Bundle) -> onnx.ModelProto:
         raise EdgeAwqError(f"{bundle.graph}: cannot be read ({error})", hint="build the bundle again") from error
 
 
-def _passes(toolkit: Toolkit, prefill_chunk: int) -> dict[str, Mapping[str, Any]]:
+def _passes(toolkit: Toolkit, prefill_chunk: int, weights_inside: bool) -> dict[str, Mapping[str, Any]]:
     """How the graph is lowered for each pass."""
     common = {"tensorrt_major": toolkit.major}
+    if weights_inside:
+        return {DECODE: {**common, "argmax": True, "weights_inside": True}}
     return {DECODE: {**common, "argmax": True}, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
 
 
@@ -172,11 +177,11 @@ class _Timings:
 
 @dataclass(frozen=True)
 class _Work:
-    """One engine to build: of which pass, from what, for caches of up to ``context`` tokens."""
+    """One engine to build: of which pass, from what, for which bundle."""
 
     name: str
     lowered: Lowered
-    context: int
+    bundle: Bundle
 
 
 def _build(toolkit: Toolkit, work: _Work, timings: _Timings, progress: Progress) -> bytes:
@@ -184,7 +189,7 @@ def _build(toolkit: Toolkit, work: _Work, timings: _Timings, progress: Progress)
     trt, builder = toolkit.trt, create(toolkit, "Builder")
     network = builder.create_network(_network_flags(toolkit))
     parser = trt.OnnxParser(network, toolkit.log)  # lives as long as the network, which reads its constants
-    if not parser.parse(work.lowered.model.SerializeToString()):
+    if not parser.parse(work.lowered.model.SerializeToString(), str(work.bundle.graph)):  # weights lie beside it
         said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise Refused(f"TensorRT {toolkit.version_text} does not take the graph: {said or toolkit.why()}",
                       hint=OTHER_VERSIONS)
@@ -238,7 +243,7 @@ def _configure(toolkit: Toolkit, config: Any, network: Any) -> None:
 
 def _add_profile(builder: Any, config: Any, network: Any, work: _Work) -> None:
     """1 token to the most, a cache of any size up to the context; timed for what is common."""
-    rows, context = work.lowered.most_rows, work.context
+    rows, context = work.lowered.most_rows, work.bundle.manifest.context
     usual = 1 if work.name == DECODE else rows
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):

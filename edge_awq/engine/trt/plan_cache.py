@@ -107,11 +107,11 @@ def timing_cache_path(bundle: Path, key: EngineKey) -> Path:
     return bundle / ENGINES / f"tensorrt-{key.tensorrt}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
 
 
-def stale(bundle: Path, key: EngineKey) -> list[str]:
-    """A line for every engine in the bundle that does not fit ``key``: what differs."""
+def stale(bundle: Path, key: EngineKey, other: EngineKey) -> list[str]:
+    """A line for every engine in the bundle that fits neither ``key`` nor ``other``: what differs from ``key``."""
     lines = []
     for path in sorted((bundle / ENGINES).glob(f"*{ENDING}")):
-        if path.name != key.file_name:
+        if path.name not in (key.file_name, other.file_name):
             lines.append(f"{path.name} is not used: {_difference(path.name, key)}")
     return lines
 

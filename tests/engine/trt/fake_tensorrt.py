@@ -160,7 +160,8 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
         def __init__(self, network, log):
             self.network = network
 
-        def parse(self, data):
+        def parse(self, data, path=None):
+            script["path"] = path
             if "parser" in script:
                 self.num_errors = 1
                 return False

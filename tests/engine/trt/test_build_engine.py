@@ -11,7 +11,7 @@ import sys
 import pytest
 from fake_cuda import ORIN, FakeCuda
 from fake_tensorrt import make_tensorrt
-from toy_bundle import CHUNK, CONFIG, CONTEXT, MOST_ROWS, Notes, install, make_bundle
+from toy_bundle import CHUNK, CONFIG, CONTEXT, MOST_ROWS, TENSORS, Notes, install, make_bundle
 
 from edge_awq import plugins
 from edge_awq.bundle import Bundle
@@ -141,6 +141,28 @@ def test_a_shorter_context_that_fits_is_named(tmp_path, monkeypatch):
     assert compile_bundle(bundle.path, progress, fresh=True) is not None and not progress.notes
 
 
+def test_self_contained_engine_is_another_one(bundle, monkeypatch):
+    script, progress = {}, Notes()
+    install(monkeypatch, script=script)
+    plain = compile_bundle(bundle.path)
+    inside = compile_bundle(bundle.path, progress, weights_inside=True)
+    assert inside.passes == {"decode": MOST_ROWS} and inside.file != plain.file
+    assert script["path"] == str(bundle.path / "model.onnx") and not progress.notes
+    names = {each.name for each in script["networks"][-1].inputs}
+    assert names == {"input_ids", "past_length", *(f"past_{part}_{i}" for part in ("key", "value") for i in (0, 1))}
+    assert inside.forecast_bytes == plain.forecast_bytes + 4 * sum(each.nbytes for each in TENSORS.values())
+    assert compile_bundle(bundle.path) is None and compile_bundle(bundle.path, weights_inside=True) is None
+
+
+def test_memory_for_weights_inside(bundle, monkeypatch):
+    monkeypatch.setattr("edge_awq.engine.trt.forecast.GPU_COPIES", 1 << 20)
+    install(monkeypatch, gpus=small_gpu(1600))
+    with pytest.raises(EdgeAwqError, match="compiling an engine takes") as caught:
+        compile_bundle(bundle.path, weights_inside=True)
+    assert caught.value.hint == "without --weights-inside it takes 1585 MB"
+    assert compile_bundle(bundle.path) is not None
+
+
 def test_engine_is_compiled_once(bundle, monkeypatch):
     install(monkeypatch)
     assert compile_bundle(bundle.path) is not None
@@ -187,7 +209,7 @@ def test_engine_from_elsewhere_is_left_alone_with_the_reason(bundle, monkeypatch
     if "machine" in change:
         monkeypatch.setattr("platform.machine", lambda: change["machine"])
     if "graph" in change:
-        monkeypatch.setattr("edge_awq.engine.trt.build.shape_settings", lambda bundle: {"lowering": 2})
+        monkeypatch.setattr("edge_awq.engine.trt.build.shape_settings", lambda bundle, inside: {"lowering": 2 + inside})
     progress = Notes()
     second = compile_bundle(bundle.path, progress)
     (note,) = progress.notes

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, expected_weights_sum, install, make_bundle
 
 from edge_awq.bundle import Bundle
-from edge_awq.engine.trt import open_engine, upload
+from edge_awq.engine.trt import compile_bundle, open_engine, upload
 from edge_awq.errors import EdgeAwqError
 
 IDS = [(7 * place * place + 3) % VOCAB for place in range(2 * CHUNK + 13)]
@@ -132,6 +132,18 @@ def test_page_cache_is_left_alone_beside_memory_of_its_own(bundle, monkeypatch):
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: pytest.fail("dropped"))
     install(monkeypatch, FakeCuda(dataclasses.replace(ORIN, integrated=False)))
     open_engine(bundle).close()
+
+
+def test_self_contained_engine_runs_where_there_is_no_other(bundle, monkeypatch):
+    cuda = install(monkeypatch)
+    compile_bundle(bundle.path, weights_inside=True)
+    engine = open_engine(bundle)
+    assert list(engine.provenance["passes"]) == ["decode"]
+    assert np.array_equal(engine.prefill(IDS[:30]), toy_logits(IDS[:30], 0))
+    assert not any(len(block) == 36 for block in cuda.memory.values())  # q and k are not uploaded
+    engine.close()
+    compile_bundle(bundle.path)
+    assert list(open_engine(bundle).provenance["passes"]) == ["decode", "prefill"]
 
 
 def test_run_log_names_the_engine(machine, bundle):

@@ -56,6 +56,7 @@ def lower(model, options):
     rows = options.most_rows or MOST_ROWS
     weights = (ToyWeight("gain", "float16", (50,), ("gain",)), ToyWeight("table", "float16", (8, 5), ("table",)),
                ToyWeight(f"qk{rows}", "int8", (6, 6), ("q.qweight", "k.qweight")))
+    weights = () if options.weights_inside else weights  # the toy's logits miss them then
     integers = TensorProto.INT64 if options.tensorrt_major >= 10 else TensorProto.INT32
     past = [1] if options.tensorrt_major >= 10 else [1, 2]
     value = helper.make_tensor_value_info
@@ -81,6 +82,7 @@ class LoweringOptions:
     most_rows: int | None = None
     last_logits: bool = False
     argmax: bool = False
+    weights_inside: bool = False
 
 
 def make_bundle(tmp_path, **changes):
