@@ -107,6 +107,14 @@ def test_greedy_steps_see_logits_that_are_not_finite(machine, value):
     assert engine.step_greedy(4) == expected([3, 4]).argmax()
 
 
+def test_greedy_steps_judge_the_logits_of_greedy_steps_alone(machine):
+    engine, cuda = machine
+    engine.step_greedy(3)
+    engine.step(4)  # whoever asked for these logits has them
+    cuda.bytes_at(engine._logits, 4 * VOCAB).view(np.float32)[:] = np.nan
+    assert engine.step_greedy(5) == expected([3, 4, 5]).argmax()
+
+
 def test_prompt_without_a_prefill_engine(bundle, monkeypatch):
     install(monkeypatch, script={"prefill": "64 tokens are too many"})
     engine = open_engine(bundle)
