@@ -69,6 +69,7 @@ class EdgeAwq:
         from edge_awq.runner.session import load
 
         self._session = load(request.model, threads=request.threads or None, context=request.context)
+        self._likeliest_after = getattr(self._session.engine, "step_greedy", self._likeliest_by_logits)
 
     def reset(self) -> None:
         self._session.reset()
@@ -77,7 +78,10 @@ class EdgeAwq:
         self._next = int(self._session.prefill(ids).argmax())
 
     def step(self) -> None:
-        self._next = int(self._session.step(self._next).argmax())
+        self._next = self._likeliest_after(self._next)
+
+    def _likeliest_by_logits(self, token_id: int) -> int:
+        return int(self._session.step(token_id).argmax())
 
 
 class Transformers:

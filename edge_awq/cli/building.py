@@ -40,7 +40,9 @@ def build(**options: Any) -> None:
 @click.command("compile")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--fresh", is_flag=True, help="Compile even if an engine for this machine is there.")
-def compile_engine(bundle: Path, fresh: bool) -> None:
+@click.option("--weights-inside", is_flag=True, help="A self-contained engine that needs no weights file, as large as "
+              "that; prompts run a few tokens at a time.")
+def compile_engine(bundle: Path, fresh: bool, weights_inside: bool) -> None:
     """Compile BUNDLE for the GPU of this machine; 'run' does it itself when it must."""
     from edge_awq.bundle import Bundle
     from edge_awq.engine import ON_DEVICE, load_runtime
@@ -49,13 +51,14 @@ def compile_engine(bundle: Path, fresh: bool) -> None:
     kind = Bundle.open(bundle, verify=False).manifest.runtime
     if kind not in ON_DEVICE:
         raise EdgeAwqError(f"{bundle} runs on {kind}: its engine came with the build", hint="edge-awq run runs it")
-    report = load_runtime(kind).compile_bundle(bundle, progress(), fresh)
+    report = load_runtime(kind).compile_bundle(bundle, progress(), fresh, weights_inside)
     if report is None:
         click.echo(f"{bundle}: an engine for this machine is there; --fresh compiles it anew", err=True)
         return
     passes = ", ".join(f"{name} of up to {rows} tokens" for name, rows in report.passes.items())
     click.echo(f"{bundle / report.file}: {report.engine_bytes / 1e6:.1f} MB ({passes}), compiled in "
-               f"{report.compile_s:.1f} s, at most {report.peak_host_bytes / 1e6:.0f} MB of host memory", err=True)
+               f"{report.compile_s:.1f} s, at most {report.peak_host_bytes / 1e6:.0f} MB of host memory "
+               f"({report.forecast_bytes / 1e6:.0f} MB by forecast)", err=True)
 
 
 @click.command("export")

@@ -78,13 +78,13 @@ def run(bundle: Path, **options: Any) -> None:
             meter.measure_idle(idle_s)
         summary, energy = _answer(session, ids, settings, meter, (log, as_json))
         bandwidth_gb_s = session.memory_bandwidth_gb_s()
-        guesses = f"[{session.engine.right} of {session.engine.guessed} guessed tokens were right]" if lookup else ""
+        guesses = session.guesses()
     if as_json:
         click.echo(json.dumps(summary.to_dict(), ensure_ascii=False))
     else:
         click.echo(f"\n{speed_line(summary, energy, bandwidth_gb_s)}", err=True)
         if guesses:
-            click.echo(guesses, err=True)
+            click.echo(f"[{guesses[1]} of {guesses[0]} guessed tokens were right]", err=True)
 
 
 def _meter_choice(bundle: Path, options: dict[str, Any]) -> MeterChoice:
@@ -105,13 +105,14 @@ def _answer(session: Session, ids: list[int], settings: GenerationSettings, mete
 
     log, as_json = places
     tokens = session.generate(ids, settings)
+    run_tokens = len(ids) - session.reused_tokens
     with session.open_log(log, settings, meter) if log else nullcontext() as run_log:
         if run_log:
-            tokens = run_log.record(tokens, len(ids))
+            tokens = run_log.record(tokens, run_tokens, session.reused_tokens)
         started_ns = time.monotonic_ns()
         with live_status(meter, not as_json) as live:
             answer = list(_echo_each(live.watch(tokens), stream=not as_json))
-        energy = run_log.energy if run_log else measure_request(meter, started_ns, answer, len(ids))
+        energy = run_log.energy if run_log else measure_request(meter, started_ns, answer, run_tokens)
         summary = session.summarize(answer, energy)
         if run_log:
             run_log.summary(summary, session.memory_bandwidth_gb_s())

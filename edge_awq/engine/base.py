@@ -7,9 +7,14 @@ from typing import Protocol
 
 import numpy as np
 
+from edge_awq.errors import EdgeAwqError
+
 
 class Engine(Protocol):
     """One loaded model with one KV cache, batch 1.
+
+    What only some can do (AllLogitsEngine, GreedyEngine) is looked for by name; so is ``provenance``, what a run log
+    should say of the engine beside the bundle's manifest: its file, runtime_version, and by name its passes.
 
     Attributes:
         context: tokens that fit into the KV cache.
@@ -39,6 +44,24 @@ class Engine(Protocol):
     def close(self) -> None:
         """Release the runtime's memory; the engine cannot be used afterwards."""
         ...
+
+
+class GreedyEngine(Engine, Protocol):
+    """An engine that can choose the likeliest token where it computes, so that no logits leave its memory."""
+
+    def step_greedy(self, token_id: int) -> int:
+        """Append one token; returns the likeliest next one, of equals the first.
+
+        Raises:
+            EdgeAwqError: also where the logits of the last call of this kind were not finite.
+        """
+        ...
+
+
+def not_finite() -> EdgeAwqError:
+    """The error of logits that hold NaN or infinity, or leave no token."""
+    return EdgeAwqError("the model's logits are not finite numbers",
+                        hint="build the bundle again; if it stays so, compare with --precision fp16")
 
 
 class AllLogitsEngine(Engine, Protocol):

@@ -53,7 +53,8 @@ class Token:
         token_id: its id in the vocabulary.
         text: text that it settles, of whole characters; often of several tokens at once, often empty. The texts of all
             tokens together are the answer.
-        logits_s: seconds from the start of prefill until the logits that it was drawn from were there.
+        logits_s: seconds from the start of prefill until the logits that it was drawn from were there, or it itself
+            where the engine chose it.
         t_s: seconds from the start of prefill until it and its text were there.
         finish_reason: None but for the last token: "eos" the model ended, "stop" a stop string came, "length"
             max_tokens were there or the context was full.
@@ -73,25 +74,32 @@ def generate(
     prompt_ids: Sequence[int],
     settings: GenerationSettings,
     clock: Clock = time.perf_counter,
+    reused: int = 0,
 ) -> Iterator[Token]:
     """Append the prompt to the engine's cache and generate; yields at least one token.
 
     The token that fills the context is the last one; it is not in the cache, as no token follows it.
 
+    Args:
+        reused: tokens of the prompt, fewer than all, that are the last ones in the cache already.
+
     Raises:
         EdgeAwqError: at once, when the prompt is empty, too long, or holds ids that the model does not have.
     """
-    return _stream(engine, tokenizer, _checked(engine, prompt_ids, settings.bos_id), settings, clock)
+    ids = _checked(engine, prompt_ids, settings.bos_id, reused)
+    sampler = Sampler(settings.sampling, engine.vocab_size)
+    sampler.see(ids)
+    return _stream(engine, TextStream(tokenizer, settings.stop), ids[reused:], sampler, settings, clock)
 
 
-def _checked(engine: Engine, prompt_ids: Sequence[int], bos_id: int | None) -> list[int]:
+def _checked(engine: Engine, prompt_ids: Sequence[int], bos_id: int | None, reused: int) -> list[int]:
     ids = [int(token_id) for token_id in prompt_ids]
     if not ids:
         if bos_id is None:
             raise EdgeAwqError("the prompt is empty, and this model has no token to begin a text with",
                                hint="give a prompt of at least one character")
         ids = [bos_id]
-    free = engine.context - engine.length
+    free = engine.context - engine.length + reused
     if len(ids) > free:
         raise EdgeAwqError(f"the prompt has {len(ids)} tokens, the context has room for {free}",
                            hint="shorten the prompt, or use a larger context; the build of the bundle sets its limit")
@@ -103,17 +111,15 @@ def _checked(engine: Engine, prompt_ids: Sequence[int], bos_id: int | None) -> l
 
 
 def _stream(
-    engine: Engine, tokenizer: Tokenizer, ids: list[int], settings: GenerationSettings, clock: Clock
+    engine: Engine, text: TextStream, ids: list[int], sampler: Sampler, settings: GenerationSettings, clock: Clock
 ) -> Iterator[Token]:
-    text = TextStream(tokenizer, settings.stop)
-    sampler = Sampler(settings.sampling, engine.vocab_size)
-    sampler.see(ids)
     ends = frozenset() if settings.ignore_eos else frozenset(settings.eos_ids)
+    step_greedy = getattr(engine, "step_greedy", None) if settings.sampling.is_plain_greedy else None
     start_s = clock()
     logits = engine.prefill(ids)  # [V]
+    logits_s = clock() - start_s
+    token_id = sampler.draw(logits)
     for index in count():
-        logits_s = clock() - start_s
-        token_id = sampler.draw(logits)
         piece = "" if token_id in ends else text.push(token_id)
         reason = None
         if token_id in ends:
@@ -127,4 +133,10 @@ def _stream(
         yield Token(index, token_id, piece, logits_s, clock() - start_s, reason)
         if reason is not None:
             return
-        logits = engine.step(token_id)
+        if step_greedy is None:
+            logits = engine.step(token_id)
+            logits_s = clock() - start_s
+            token_id = sampler.draw(logits)
+        else:
+            token_id = step_greedy(token_id)
+            logits_s = clock() - start_s

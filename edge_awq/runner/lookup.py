@@ -67,12 +67,12 @@ class LookupEngine:
         self.guessed = self.right = 0
         self._engine, self._most_guesses = engine, most_guesses
         self._history = History()
-        self._ahead: list[tuple[int, np.ndarray]] = []  # guesses not yet asked for, and the logits after them
+        self._ahead: dict[int, tuple[int, np.ndarray]] = {}  # place -> the guess for it, and the logits after that
 
     @property
     def length(self) -> int:
-        """Tokens that were asked for; more may be in the engine's cache."""
-        return len(self._history)
+        """Tokens that were asked for; more may be in the engine's cache, fewer once a call was broken off."""
+        return min(len(self._history), self._engine.length)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Append ids (at least one) to the cache; returns logits [vocab_size] float32 after the last."""
@@ -83,8 +83,8 @@ class LookupEngine:
 
     def step(self, token_id: int) -> np.ndarray:
         """Append one token; returns logits [vocab_size] float32, which the next call may overwrite."""
-        if self._ahead and self._ahead[0][0] == token_id:
-            _, logits = self._ahead.pop(0)
+        guess, logits = self._ahead.get(self.length, (None, None))
+        if guess == token_id:
             self.right += 1
         else:
             self._drop_guesses()
@@ -109,11 +109,14 @@ class LookupEngine:
             return self._engine.step(token_id)
         logits = self._engine.logits([token_id, *guesses])
         self.guessed += len(guesses)
-        self._ahead = list(zip(guesses, logits[1:], strict=True))
+        self._ahead = dict(enumerate(zip(guesses, logits[1:], strict=True), self.length + 1))
         return logits[0]
 
     def _drop_guesses(self) -> None:
         """The engine's cache holds what was asked for, and no more."""
-        if self._engine.length != self.length:
-            self._engine.truncate(self.length)
-        self._ahead = []
+        self._ahead = {}
+        length = self.length
+        if self._engine.length != length:
+            self._engine.truncate(length)
+        if len(self._history) != length:
+            self._history.truncate(length)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from edge_awq.memory import peak_rss_bytes
 from edge_awq.runner.generate import Token
 from edge_awq.weights import StoredTensor
 
@@ -24,7 +22,8 @@ class RunSummary:
         text: the answer.
         tokens: number of generated tokens.
         prompt_tokens: number of tokens of the prompt.
-        prefill_tok_s: tokens of the prompt / seconds to the first logits.
+        reused_tokens: those of them that were in the KV cache already; prefill ran the others.
+        prefill_tok_s: tokens that prefill ran / seconds to the first logits.
         decode_tok_s: (tokens - 1) / seconds from the first to the last token; None for fewer than two tokens.
         ttft_s: seconds from the start of prefill to the first token.
         load_s: seconds to open the bundle, check its files, and have the engine ready.
@@ -36,6 +35,7 @@ class RunSummary:
     text: str
     tokens: int
     prompt_tokens: int
+    reused_tokens: int
     prefill_tok_s: float | None
     decode_tok_s: float | None
     ttft_s: float | None
@@ -50,13 +50,15 @@ class RunSummary:
 
 
 def summarize(tokens: Sequence[Token], prompt_tokens: int, load_s: float | None = None,
-              weight_bytes_per_token: int | None = None, energy: dict[str, Any] | None = None) -> RunSummary:
+              weight_bytes_per_token: int | None = None, energy: dict[str, Any] | None = None,
+              reused_tokens: int = 0) -> RunSummary:
     """The summary of a run that is over; peak memory is read now."""
     return RunSummary(
         text="".join(token.text for token in tokens),
         tokens=len(tokens),
         prompt_tokens=prompt_tokens,
-        prefill_tok_s=prefill_tok_s(tokens, prompt_tokens),
+        reused_tokens=reused_tokens,
+        prefill_tok_s=prefill_tok_s(tokens, prompt_tokens - reused_tokens),
         decode_tok_s=decode_tok_s(tokens),
         ttft_s=tokens[0].t_s if tokens else None,
         load_s=load_s,
@@ -66,9 +68,9 @@ def summarize(tokens: Sequence[Token], prompt_tokens: int, load_s: float | None 
     )
 
 
-def prefill_tok_s(tokens: Sequence[Token], prompt_tokens: int) -> float | None:
-    """Tokens of the prompt / time to first logits."""
-    return _rate(prompt_tokens, tokens[0].logits_s) if tokens else None
+def prefill_tok_s(tokens: Sequence[Token], run_tokens: int) -> float | None:
+    """Tokens of the prompt that were run, not found in the KV cache / time to first logits."""
+    return _rate(run_tokens, tokens[0].logits_s) if tokens else None
 
 
 def decode_tok_s(tokens: Sequence[Token]) -> float | None:
@@ -110,21 +112,6 @@ def weight_bytes_per_token(layout: Mapping[str, StoredTensor]) -> int:
     tied = not any(name.startswith("head.") for name in layout)
     total = embedding.nbytes if tied else embedding.nbytes // embedding.shape[0]
     return total + sum(tensor.nbytes for name, tensor in layout.items() if not name.startswith(ROW_BY_ROW))
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process had resident.
-
-    Linux hands ``ru_maxrss`` down from the parent process through exec, so a small process started by a large one would
-    report the large one's; VmHWM belongs to this process alone.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit_bytes = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
 def _rate(amount: int, seconds: float) -> float | None:

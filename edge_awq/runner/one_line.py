@@ -13,8 +13,10 @@ def speed_line(summary: RunSummary, energy: RequestEnergy, bandwidth_gb_s: float
     share = share_of_roof(summary.weight_bytes_per_token, summary.decode_tok_s, bandwidth_gb_s)
     roof = "memory roof not known" if share is None else f"{100 * share:.0f} % of the memory roof"
     prefill = "" if summary.prefill_tok_s is None else f" at {summary.prefill_tok_s:.1f} tok/s"
-    return (f"[{summary.prompt_tokens} prompt tokens{prefill}, {summary.tokens} tokens at {decode}, {_joules(energy)}, "
-            f"{roof}, load {summary.load_s:.2f} s, peak memory {summary.peak_rss_bytes / 1e6:.0f} MB]")
+    reused = f", {summary.reused_tokens} of them reused" if summary.reused_tokens else ""
+    return (f"[{summary.prompt_tokens} prompt tokens{reused}{prefill}, {summary.tokens} tokens at {decode}, "
+            f"{_joules(energy)}, {roof}, load {summary.load_s:.2f} s, "
+            f"peak memory {summary.peak_rss_bytes / 1e6:.0f} MB]")
 
 
 def _joules(energy: RequestEnergy) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 
 from edge_awq import __version__
 from edge_awq.errors import EdgeAwqError
+from edge_awq.memory import peak_rss_bytes
 from edge_awq.power.energy import LOST
 from edge_awq.power.monitor import Monitor
 from edge_awq.runner.board import BoardState, describe_board, driver
@@ -36,7 +37,6 @@ from edge_awq.runner.metrics import (
     RunSummary,
     decode_s,
     decode_tok_s,
-    peak_rss_bytes,
     prefill_tok_s,
     roof_tok_s,
     share_of_roof,
@@ -121,7 +121,8 @@ class RunLog:
         """Pass a stream of tokens on and log the request that it is, also when it is broken off.
 
         Args:
-            context_start: tokens that were in the KV cache before the prompt.
+            prompt_tokens: that prefill runs, so without those of the prompt that are in the KV cache already.
+            context_start: tokens that are in the KV cache already, those of the prompt among them.
         """
         rep, self._requests = self._requests, self._requests + 1
         start_ns = self._now_ns()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edge_awq.engine.base import not_finite
 from edge_awq.errors import EdgeAwqError
 
 
@@ -42,6 +43,11 @@ class SamplingSettings:
                       "a number above 0; 1 is off")
         if self.seed is not None:
             check_setting("seed", self.seed, Integral, lambda value: value >= 0, "a whole number, 0 or more")
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the likeliest token by the logits as they are is always taken."""
+        return self.temperature == 0 and self.repetition_penalty == 1
 
     @classmethod
     def from_generation_config(cls, table: Mapping[str, Any]) -> SamplingSettings:
@@ -92,8 +98,7 @@ def sample(logits: np.ndarray, settings: SamplingSettings, seen: np.ndarray, ran
         EdgeAwqError: the logits hold NaN or leave no token.
     """
     if not math.isfinite(logits.max()):
-        raise EdgeAwqError("the model's logits are not finite numbers",
-                           hint="build the bundle again; if it stays so, compare with --precision fp16")
+        raise not_finite()
     scores = logits
     if settings.repetition_penalty != 1:
         scores = penalize(scores.astype(np.float64), seen, settings.repetition_penalty)

@@ -28,6 +28,7 @@ from edge_awq.runner.energy import RequestEnergy
 from edge_awq.runner.generate import GenerationSettings, Token, generate
 from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.metrics import RunSummary, summarize, weight_bytes_per_token
+from edge_awq.runner.prefix import PrefixEngine
 from edge_awq.runner.runlog import RunLog
 from edge_awq.runner.sampling import SamplingSettings
 from edge_awq.runner.vocabulary import Vocabulary, read_vocabulary
@@ -48,6 +49,7 @@ class Loaded:
         threads: CPU threads that were asked for, None for the engine's own choice.
         weight_bytes_per_token: see edge_awq.runner.metrics.
         manifest_sha256: names the bundle, as the manifest holds the hash of every other file.
+        engine: what the engine says of itself, see edge_awq.engine.base.Engine.
     """
 
     manifest: Manifest
@@ -56,6 +58,7 @@ class Loaded:
     threads: int | None
     weight_bytes_per_token: int
     manifest_sha256: str
+    engine: Mapping[str, Any]
 
 
 def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None,
@@ -77,11 +80,10 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
     vocabulary = read_vocabulary(bundle.path)
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))
     engine = load_runtime(manifest.runtime).open_engine(bundle, threads, context, progress)
-    if lookup:
-        engine = LookupEngine(engine, lookup)
     load_s = (time.monotonic_ns() - started_ns) / 1e9
-    sha256 = hash_file(bundle.path / MANIFEST)
-    return Session(engine, vocabulary, Loaded(manifest, started_ns, load_s, threads, weight_bytes, sha256))
+    loaded = Loaded(manifest, started_ns, load_s, threads, weight_bytes, hash_file(bundle.path / MANIFEST),
+                    getattr(engine, "provenance", {}))
+    return Session(LookupEngine(engine, lookup) if lookup else engine, vocabulary, loaded)
 
 
 def measuring_device(bundle_path: Path | str) -> str:
@@ -98,14 +100,16 @@ class Session:
 
     Attributes:
         engine: runs the model; ``engine.length`` of ``engine.context`` tokens are in its cache.
+        reused_tokens: tokens of the last prompt that were in the cache already.
         vocabulary: tokenizer, special tokens and chat template.
         loaded: the manifest, and what loading took.
     """
 
     def __init__(self, engine: Engine, vocabulary: Vocabulary, loaded: Loaded) -> None:
-        self.engine = engine
+        self.engine = PrefixEngine(engine)
         self.vocabulary = vocabulary
         self.loaded = loaded
+        self.reused_tokens = self._prompt_tokens = 0
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, begun as the model expects it."""
@@ -163,7 +167,10 @@ class Session:
     def generate(
         self, prompt: str | Sequence[int], settings: GenerationSettings | None = None, **changes: Any
     ) -> Iterator[Token]:
-        """Empty the cache and answer a prompt, one Token record after another.
+        """Answer a prompt, one Token record after another.
+
+        The cache holds the prompt and its answer afterwards, and nothing from before. What prompt and cache have in
+        common from the start on, such as the turns of a chat so far, is not run again; the tokens are the same.
 
         Args:
             prompt: text, or token ids as they are.
@@ -173,14 +180,14 @@ class Session:
             EdgeAwqError: at once, for a prompt that is empty or too long, or a setting that is not possible.
         """
         settings = settings or self.settings(**changes)
-        self.reset()
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        return generate(self.engine, self.vocabulary.tokenizer, ids, settings)
+        self.reused_tokens, self._prompt_tokens = self.engine.keep(ids), max(len(ids), 1)  # none: the begin token
+        return generate(self.engine, self.vocabulary.tokenizer, ids, settings, reused=self.reused_tokens)
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], settings: GenerationSettings | None = None, **changes: Any
     ) -> Iterator[Token]:
-        """Empty the cache and answer a conversation; see ``generate``.
+        """Answer a conversation; see ``generate``. The turns that it answered already are not run again.
 
         Args:
             messages: each with "role" and "content", oldest first.
@@ -189,9 +196,13 @@ class Session:
 
     def summarize(self, tokens: Sequence[Token], energy: RequestEnergy | None = None) -> RunSummary:
         """The numbers of the answer that ``generate`` or ``chat`` gave last; ``tokens`` are all of its records."""
-        prompt_tokens = self.engine.length - max(len(tokens) - 1, 0)  # the last token is not in the cache
-        return summarize(tokens, prompt_tokens, self.loaded.load_s, self.loaded.weight_bytes_per_token,
-                         energy.to_dict() if energy else None)
+        return summarize(tokens, self._prompt_tokens, self.loaded.load_s, self.loaded.weight_bytes_per_token,
+                         energy.to_dict() if energy else None, self.reused_tokens)
+
+    def guesses(self) -> tuple[int, int] | None:
+        """Tokens that prompt lookup guessed so far, and those of them that were right; None without it."""
+        inner = self.engine.engine
+        return (inner.guessed, inner.right) if isinstance(inner, LookupEngine) else None
 
     def memory_bandwidth_gb_s(self) -> float | None:
         """Of the memory that the weights are read from, by the target's profile; None: not known."""
@@ -227,7 +238,8 @@ class Session:
             "engine": {"runtime": manifest.runtime, "target": manifest.target, "context": self.engine.context,
                        "contract_version": manifest.contract_version, "compiled": manifest.engine,
                        "sha256": {name: entry["sha256"] for name, entry in manifest.files.items()
-                                  if name.startswith(f"{ENGINES}/")}},
+                                  if name.startswith(f"{ENGINES}/")},
+                       **dict.fromkeys(("file", "runtime_version", "passes")), **self.loaded.engine},
             "sampling": dataclasses.asdict(settings.sampling),
             "settings": {"threads": self.loaded.threads, "max_tokens": settings.max_tokens,
                          "ignore_eos": settings.ignore_eos, "stop_strings": len(settings.stop)},

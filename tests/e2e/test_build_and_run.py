@@ -11,8 +11,8 @@ from edge_awq import load, weights
 from edge_awq.bundle import Bundle, hash_file
 from edge_awq.runner.sampling import SamplingSettings
 
-KEYS = ["text", "tokens", "prompt_tokens", "prefill_tok_s", "decode_tok_s", "ttft_s", "load_s", "peak_rss_bytes",
-        "weight_bytes_per_token", "energy"]
+KEYS = ["text", "tokens", "prompt_tokens", "reused_tokens", "prefill_tok_s", "decode_tok_s", "ttft_s", "load_s",
+        "peak_rss_bytes", "weight_bytes_per_token", "energy"]
 PROMPT = "The quick brown fox"
 
 

@@ -137,6 +137,31 @@ def test_sampling_is_repeatable_and_sees_prompt_and_answer():
     assert tokens[0].token_id != script[0]
 
 
+@pytest.mark.parametrize(("sampling", "steps", "chosen"), [
+    (GREEDY, 0, 4), (SamplingSettings(temperature=0, top_k=3), 0, 4),
+    (SamplingSettings(temperature=0, repetition_penalty=1.1), 4, 0), (SamplingSettings(seed=1), 4, 0),
+], ids=["greedy", "filtered", "penalty", "sampled"])
+def test_an_engine_chooses_where_the_choice_is_plainly_greedy(sampling, steps, chosen):
+    class ChoosingEngine(FakeEngine):
+        steps = chosen = 0
+
+        def step(self, token_id):
+            self.steps += 1
+            return super().step(token_id)
+
+        def step_greedy(self, token_id):
+            self.chosen += 1
+            return int(super().step(token_id).argmax())
+
+    clock = FakeClock()
+    engine = ChoosingEngine(ids_of("12345"), clock)
+    tokens = list(generate(engine, TOKENIZER, [1], GenerationSettings(max_tokens=5, sampling=sampling), clock))
+    assert (engine.steps, engine.chosen) == (steps, chosen)
+    assert [token.logits_s for token in tokens] == [1.0 + 0.25 * index for index in range(5)]
+    if chosen:
+        assert [token.token_id for token in tokens] == ids_of("12345")
+
+
 class TransformersEngine:
     """transformers' own model behind our protocol, so that the two loops are all that differs."""
 

@@ -53,12 +53,12 @@ class HashingEngine:
 
 def greedy(engine: AllLogitsEngine, prompt, count):
     """(tokens, logits) one by one."""
-    logits = [engine.prefill(prompt).copy()]
+    start, logits = engine.length, [engine.prefill(prompt).copy()]
     tokens = [int(logits[0].argmax())]
     while len(tokens) < count:
         logits.append(engine.step(tokens[-1]).copy())
         tokens.append(int(logits[-1].argmax()))
-        assert engine.length == len(prompt) + len(tokens) - 1
+        assert engine.length == start + len(prompt) + len(tokens) - 1
     return tokens, np.array(logits)
 
 
@@ -94,6 +94,32 @@ def test_another_continuation_after_truncate():
     plain.prefill([1, 2, 3, 1, 2])
     assert np.array_equal(engine.prefill([4, 4]), plain.prefill([4, 4])) and engine.length == 7
     assert np.array_equal(engine.step(2), plain.step(2))
+
+
+@pytest.mark.parametrize("broken", ["logits", "truncate"])
+def test_a_call_that_is_broken_off_leaves_what_had_run(broken, monkeypatch):
+    """After a pass over guesses, and between the engine's truncate and ours."""
+    inner = HashingEngine(period=4)
+    engine = LookupEngine(inner, 3)
+    text = [0, *greedy(engine, [0], 12)[0][:-1]]
+    engine.truncate(len(text))  # no guesses are ahead
+    original = getattr(inner, broken)
+
+    def break_off(argument):
+        original(argument)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inner, broken, break_off)
+    with pytest.raises(KeyboardInterrupt):
+        engine.truncate(5) if broken == "truncate" else [engine.step(1) for _ in range(4)]
+    monkeypatch.setattr(inner, broken, original)
+    length = engine.length
+    assert length == 5 if broken == "truncate" else len(text) <= length < len(text) + 4
+    cache = [*text, *[1] * 4][:length]
+    plain = HashingEngine(period=4)
+    plain.prefill(cache)
+    assert greedy(engine, [2, 3], 20)[0] == greedy(plain, [2, 3], 20)[0]
+    assert engine.right > 0
 
 
 def test_refused_token_changes_nothing():

@@ -20,8 +20,8 @@ from edge_awq.weights import TensorSpec, WeightsWriter
 
 # 8 prompt tokens in 2 s; tokens at 2.5, 3.0 ... 4.5 s
 TOKENS = [Token(index, index, "ab", 2.0 + 0.5 * index, 2.5 + 0.5 * index, None) for index in range(5)]
-KEYS = ["text", "tokens", "prompt_tokens", "prefill_tok_s", "decode_tok_s", "ttft_s", "load_s", "peak_rss_bytes",
-        "weight_bytes_per_token", "energy"]
+KEYS = ["text", "tokens", "prompt_tokens", "reused_tokens", "prefill_tok_s", "decode_tok_s", "ttft_s", "load_s",
+        "peak_rss_bytes", "weight_bytes_per_token", "energy"]
 
 
 def test_the_rates():
@@ -34,6 +34,11 @@ def test_the_rates():
 def test_a_rate_of_fewer_than_two_tokens_is_not_known(count):
     assert decode_tok_s(TOKENS[:count]) is None
     assert joules_per_token(3.0, count) is None
+
+
+def test_the_rate_of_prefill_counts_what_ran():
+    summary = summarize(TOKENS, 8, reused_tokens=6)
+    assert (summary.prompt_tokens, summary.reused_tokens, summary.prefill_tok_s) == (8, 6, 2 / 2.0)
 
 
 def test_a_clock_too_coarse_to_tell_gives_no_rate():
@@ -53,8 +58,9 @@ def test_the_summary_is_exactly_the_json_object():
     table = summarize(TOKENS, 8, load_s=0.5, weight_bytes_per_token=7).to_dict()
     assert list(table) == KEYS
     assert {**table, "peak_rss_bytes": None} == {
-        "text": "ab" * 5, "tokens": 5, "prompt_tokens": 8, "prefill_tok_s": 4.0, "decode_tok_s": 2.0, "ttft_s": 2.5,
-        "load_s": 0.5, "peak_rss_bytes": None, "weight_bytes_per_token": 7, "energy": None}
+        "text": "ab" * 5, "tokens": 5, "prompt_tokens": 8, "reused_tokens": 0, "prefill_tok_s": 4.0,
+        "decode_tok_s": 2.0, "ttft_s": 2.5, "load_s": 0.5, "peak_rss_bytes": None, "weight_bytes_per_token": 7,
+        "energy": None}
     assert json.loads(json.dumps(table)) == table
 
 
@@ -84,7 +90,7 @@ def test_bytes_read_per_token(tmp_path, head, expected):
 
 
 PEAK = """
-from edge_awq.runner.metrics import peak_rss_bytes
+from edge_awq.memory import peak_rss_bytes
 before = peak_rss_bytes()
 block = bytearray(b"1") * (200 << 20)
 used = peak_rss_bytes()

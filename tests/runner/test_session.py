@@ -62,6 +62,7 @@ def opened(monkeypatch):
     def open_engine(bundle, threads, context, progress):
         seen.bundle, seen.threads, seen.context = bundle, threads, context
         seen.engine = FakeEngine(seen.script, FakeClock(), context or bundle.manifest.context)
+        seen.engine.provenance = {"file": "engines/toy.onnx", "runtime_version": "9.9"}
         return seen.engine
 
     runtimes = {"onnxruntime": SimpleNamespace(open_engine=open_engine)}
@@ -174,10 +175,32 @@ def test_the_log_of_a_session(tmp_path, bundle, opened):
     assert start["model"]["name"] == "tiny" and start["model"]["quant"]["group_size"] == 64
     assert start["settings"] == {"threads": 2, "max_tokens": 3, "ignore_eos": False, "stop_strings": 1}
     assert start["sampling"]["top_p"] == 0.9
+    engine = start["engine"]
+    assert (engine["runtime"], engine["runtime_version"], engine["passes"]) == ("onnxruntime", "9.9", None)
+    assert engine["file"] == "engines/toy.onnx"
     assert load_phase["t_end_ns"] == round(session.loaded.load_s * 1e9)
     assert events[3]["t_start_ns"] >= load_phase["t_end_ns"]
     for word in ("secret", "private", "somebody"):
         assert word not in lines
+
+
+def test_a_second_turn_runs_and_logs_only_what_is_new(tmp_path, bundle, opened):
+    with load(bundle) as session:
+        settings = session.settings(max_tokens=3, ignore_eos=True, temperature=0)
+        first = list(session.generate([1, 2, 3, 4], settings))
+        opened.engine.fed.clear()
+        prompt = [1, 2, 3, 4, first[0].token_id, first[1].token_id, 8, 9]
+        with session.open_log(tmp_path / "runs", settings) as log:
+            tokens = session.generate(prompt, settings)
+            run_tokens = len(prompt) - session.reused_tokens
+            tokens = list(log.record(tokens, run_tokens, session.reused_tokens))
+            summary = session.summarize(tokens)
+            log.summary(summary)
+    assert opened.engine.fed[:2] == [8, 9]
+    assert (summary.prompt_tokens, summary.reused_tokens) == (8, 6)
+    request, logged = [json.loads(line) for line in (log.path / "run.jsonl").read_text().splitlines()][-2:]
+    assert (request["n_prompt"], request["n_ctx_start"]) == (2, 6)
+    assert (logged["prompt_tokens"], logged["reused_tokens"]) == (8, 6)
 
 
 @pytest.mark.parametrize(("table", "expected"), [

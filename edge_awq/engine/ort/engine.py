@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import OrtValue
+from onnxruntime import OrtValue, __version__
 
+from edge_awq.bundle import ENGINES
 from edge_awq.engine.ort.embedding import Embedding
 from edge_awq.engine.ort.inputs import token_inputs
 from edge_awq.engine.ort.session import SessionSettings, create_session
@@ -53,6 +54,7 @@ class OrtEngine:
         """
         if not graph.is_file():
             raise EdgeAwqError(f"{graph} is missing", hint="build the bundle for a target that runs on onnxruntime")
+        self.provenance = {"file": f"{ENGINES}/{graph.name}", "runtime_version": __version__}
         self.context = settings.context
         self.length = 0
         self._prefill_chunk = settings.prefill_chunk

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.runtime import TrtEngine
 
 
-def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool = False) -> CompileReport | None:
+def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool = False,
+                   weights_inside: bool = False) -> CompileReport | None:
     """Compile the bundle ``folder`` for this machine; None: an engine for it is there already.
+
+    The machine's memory is looked at before, by its profile.
 
     Args:
         fresh: compile even then.
+        weights_inside: a self-contained engine, beside the other kind; run takes it where that is not there.
 
     Raises:
         EdgeAwqError: see edge_awq.engine.trt.build, and where TensorRT, pycuda, the driver or the plugins are missing.
@@ -31,7 +35,7 @@ def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool =
     bundle = Bundle.open(folder)
     cuda = open_cuda()
     try:
-        return _compile(bundle, cuda, progress or Quiet(), fresh)[2]
+        return _compile(bundle, cuda, progress or Quiet(), weights_inside, fresh)[2]
     finally:
         cuda.close()
 
@@ -67,25 +71,38 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
         raise
 
 
-def _compile(bundle: Bundle, cuda: Cuda, progress: Progress,
+def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, weights_inside: bool | None = None,
              fresh: bool = False) -> tuple[Toolkit, EngineKey, CompileReport | None]:
-    """Compile where that is needed, and say why."""
-    from edge_awq.detect import read_machine
+    """Compile where that is needed, and say why; ``weights_inside``: None takes either, and makes one without them."""
+    from edge_awq.detect import detect_target, read_machine
     from edge_awq.engine.trt.bindings import load_toolkit
     from edge_awq.engine.trt.build import compile_engine, shape_settings
-    from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, make_key, read_engine, stale
+    from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, make_key, stale
 
-    toolkit = load_toolkit()
-    graph = hash_graph(bundle.graph, shape_settings(bundle))
-    key = make_key(toolkit, cuda.gpu, read_machine().power_mode, graph)
-    path = engine_path(bundle.path, key)
-    if path.is_file() and not fresh:
-        try:
-            read_engine(path)
-        except EdgeAwqError as error:
-            progress.note(f"{error.message}; it is compiled anew")
-        else:
-            return toolkit, key, None
-    for line in stale(bundle.path, key):
+    toolkit, machine = load_toolkit(), read_machine()
+    outside, inside = (make_key(toolkit, cuda.gpu, machine.power_mode, hash_graph(bundle.graph, settings))
+                       for settings in (shape_settings(bundle, False), shape_settings(bundle, True)))
+    wanted = {None: (outside, inside), False: (outside,), True: (inside,)}[weights_inside]
+    key = next((each for each in wanted if engine_path(bundle.path, each).is_file()), wanted[0])
+    if not fresh and _is_there(engine_path(bundle.path, key), progress):
+        return toolkit, key, None
+    from edge_awq.engine.trt.forecast import check_memory
+
+    for line in stale(bundle.path, key, inside if key is outside else outside):
         progress.note(line)
-    return toolkit, key, compile_engine(bundle, key, toolkit, progress)
+    forecast_bytes = check_memory(bundle, detect_target(machine), progress, key is inside)
+    return toolkit, key, compile_engine(bundle, key, toolkit, progress, forecast_bytes, key is inside)
+
+
+def _is_there(path: Path, progress: Progress) -> bool:
+    """Whether an engine is stored at ``path``, and whole."""
+    from edge_awq.engine.trt.plan_cache import read_engine
+
+    if not path.is_file():
+        return False
+    try:
+        read_engine(path)
+    except EdgeAwqError as error:
+        progress.note(f"{error.message}; it is compiled anew")
+        return False
+    return True

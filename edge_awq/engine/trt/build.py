@@ -1,26 +1,27 @@
 """The builder: a bundle's graph is lowered, parsed and compiled for the GPU at hand, one engine for each kind of pass.
 
-    decode   one token, or a few speculated ones; logits of all of them; norms inside the matmuls
+    decode   one token, or a few speculated ones; logits and likeliest tokens after each; norms inside the matmuls
     prefill  up to ``prefill_chunk`` tokens; logits of the newest
 
-Both take the same weights as inputs and hold none, so a build reads no weights. Not yet verified on device.
+Both take the same weights as inputs and hold none, so a build reads no weights. A self-contained engine is a decode
+pass with the weights inside: a second pass would hold them once more. Not yet verified on device.
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_awq.bundle import ENGINES, Bundle, write_bytes
+from edge_awq.bundle import ENGINES, WEIGHTS, Bundle, write_bytes
 from edge_awq.engine.trt.bindings import Toolkit, create
 from edge_awq.engine.trt.build_progress import UNITS, deferred_interrupt, make_monitor
 from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, timing_cache_path, write_engine
 from edge_awq.errors import EdgeAwqError
+from edge_awq.memory import peak_rss_bytes
 from edge_awq.progress import Progress
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.lower import Lowered
 
 DECODE, PREFILL = "decode", "prefill"
-IDS, PAST_LENGTH, LOGITS = "input_ids", "past_length", "logits"
+IDS, PAST_LENGTH, LOGITS, TOKENS = "input_ids", "past_length", "logits", "tokens"
 CACHE = ("past_key_", "past_value_")  # how names of the cache's inputs begin; outputs have present_ for past_
 
 MAKE_WRITABLE = "engines are stored in the bundle: make it writable, or copy it to where you may write"
@@ -44,7 +45,8 @@ class CompileReport:
         file: relative to the bundle.
         passes: name of a pass -> tokens of one call at most.
         declined: what the lowering's rules left as it was, and why.
-        peak_host_bytes: the most memory that this process had so far.
+        peak_host_bytes: the most memory that this process had resident so far.
+        forecast_bytes: what was forecast for it, by the reserves of the machine's profile.
     """
 
     file: str
@@ -55,16 +57,22 @@ class CompileReport:
     engine_bytes: int
     compile_s: float
     peak_host_bytes: int
+    forecast_bytes: int
 
 
 class Refused(EdgeAwqError):
     """TensorRT or a plugin does not take a graph."""
 
 
-def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: Progress) -> CompileReport:
+def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: Progress, forecast_bytes: int,
+                   weights_inside: bool = False) -> CompileReport:
     """Compile ``bundle`` for this machine and store the engine in it.
 
     Where the kernels take no prompt at once, that is noted, and prompts run in decode passes.
+
+    Args:
+        forecast_bytes: for the report.
+        weights_inside: make the self-contained engine.
 
     Raises:
         EdgeAwqError: the bundle cannot be written to, or TensorRT refuses the graph or runs out of memory.
@@ -77,12 +85,12 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
     plans: dict[str, bytes] = {}
     passes: dict[str, Any] = {}
     timings = _Timings(timing_cache_path(bundle.path, key))
-    for name, options in _passes(toolkit, manifest.prefill_chunk).items():
+    for name, options in _passes(toolkit, manifest.prefill_chunk, weights_inside).items():
         lowered = _lower(model, options)
         if plans and lowered.most_rows <= passes[DECODE]["most_rows"]:
             continue
         try:
-            plans[name] = _build(toolkit, _Work(name, lowered, manifest.context), timings, progress)
+            plans[name] = _build(toolkit, _Work(name, lowered, bundle), timings, progress)
         except Refused as refusal:
             if name == DECODE:
                 raise
@@ -99,16 +107,19 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
         declined=tuple(line for entry in passes.values() for line in entry["declined"]),
         engine_bytes=path.stat().st_size,
         compile_s=time.monotonic() - started_s,
-        peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts in KiB
+        peak_host_bytes=peak_rss_bytes(),
+        forecast_bytes=forecast_bytes,
     )
 
 
-def shape_settings(bundle: Bundle) -> dict[str, Any]:
+def shape_settings(bundle: Bundle, weights_inside: bool) -> dict[str, Any]:
     """What an engine depends on besides graph and machine: for its key."""
     from edge_awq.engine.trt.names import LOWERING_VERSION
 
     manifest = bundle.manifest
-    return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk}
+    inside = {"weights": manifest.files[WEIGHTS]["sha256"]} if weights_inside else {}
+    return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk,
+            "outputs": [LOGITS, TOKENS], **inside}
 
 
 def _check_writable(folder: Path) -> None:
@@ -130,10 +141,12 @@ def _read_graph(bundle: Bundle) -> onnx.ModelProto:
         raise EdgeAwqError(f"{bundle.graph}: cannot be read ({error})", hint="build the bundle again") from error
 
 
-def _passes(toolkit: Toolkit, prefill_chunk: int) -> dict[str, Mapping[str, Any]]:
+def _passes(toolkit: Toolkit, prefill_chunk: int, weights_inside: bool) -> dict[str, Mapping[str, Any]]:
     """How the graph is lowered for each pass."""
     common = {"tensorrt_major": toolkit.major}
-    return {DECODE: common, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
+    if weights_inside:
+        return {DECODE: {**common, "argmax": True, "weights_inside": True}}
+    return {DECODE: {**common, "argmax": True}, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
 
 
 def _lower(model: onnx.ModelProto, options: Mapping[str, Any]) -> Lowered:
@@ -164,11 +177,11 @@ class _Timings:
 
 @dataclass(frozen=True)
 class _Work:
-    """One engine to build: of which pass, from what, for caches of up to ``context`` tokens."""
+    """One engine to build: of which pass, from what, for which bundle."""
 
     name: str
     lowered: Lowered
-    context: int
+    bundle: Bundle
 
 
 def _build(toolkit: Toolkit, work: _Work, timings: _Timings, progress: Progress) -> bytes:
@@ -176,7 +189,7 @@ def _build(toolkit: Toolkit, work: _Work, timings: _Timings, progress: Progress)
     trt, builder = toolkit.trt, create(toolkit, "Builder")
     network = builder.create_network(_network_flags(toolkit))
     parser = trt.OnnxParser(network, toolkit.log)  # lives as long as the network, which reads its constants
-    if not parser.parse(work.lowered.model.SerializeToString()):
+    if not parser.parse(work.lowered.model.SerializeToString(), str(work.bundle.graph)):  # weights lie beside it
         said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise Refused(f"TensorRT {toolkit.version_text} does not take the graph: {said or toolkit.why()}",
                       hint=OTHER_VERSIONS)
@@ -230,7 +243,7 @@ def _configure(toolkit: Toolkit, config: Any, network: Any) -> None:
 
 def _add_profile(builder: Any, config: Any, network: Any, work: _Work) -> None:
     """1 token to the most, a cache of any size up to the context; timed for what is common."""
-    rows, context = work.lowered.most_rows, work.context
+    rows, context = work.lowered.most_rows, work.bundle.manifest.context
     usual = 1 if work.name == DECODE else rows
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):

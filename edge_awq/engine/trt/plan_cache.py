@@ -73,10 +73,14 @@ class StoredEngine:
     Attributes:
         plans: name of a pass ("decode", "prefill") -> the serialized engine, uint8.
         passes: name of a pass -> what the runtime must know, a table as edge_awq.engine.trt.build writes it.
+        sha256: name of a pass -> hash of its plan.
+        file: where it is stored, relative to the bundle.
     """
 
     plans: Mapping[str, np.ndarray]
     passes: dict[str, Any]
+    sha256: dict[str, str]
+    file: str
 
 
 def make_key(toolkit: Toolkit, gpu: Gpu, power_mode: str | None, graph: str) -> EngineKey:
@@ -103,11 +107,11 @@ def timing_cache_path(bundle: Path, key: EngineKey) -> Path:
     return bundle / ENGINES / f"tensorrt-{key.tensorrt}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
 
 
-def stale(bundle: Path, key: EngineKey) -> list[str]:
-    """A line for every engine in the bundle that does not fit ``key``: what differs."""
+def stale(bundle: Path, key: EngineKey, other: EngineKey) -> list[str]:
+    """A line for every engine in the bundle that fits neither ``key`` nor ``other``: what differs from ``key``."""
     lines = []
     for path in sorted((bundle / ENGINES).glob(f"*{ENDING}")):
-        if path.name != key.file_name:
+        if path.name not in (key.file_name, other.file_name):
             lines.append(f"{path.name} is not used: {_difference(path.name, key)}")
     return lines
 
@@ -147,7 +151,7 @@ def read_engine(path: Path) -> StoredEngine:
                                hint="edge-awq compile --fresh makes it anew")
         if header["sha256"] != _hashes(plans):
             raise damaged
-        return StoredEngine(plans, header["passes"])
+        return StoredEngine(plans, header["passes"], header["sha256"], f"{ENGINES}/{path.name}")
     except (SafetensorError, KeyError, ValueError) as error:
         raise damaged from error
 

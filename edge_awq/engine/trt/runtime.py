@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_awq.engine.base import not_finite
 from edge_awq.engine.trt.bindings import Toolkit, because, create
-from edge_awq.engine.trt.build import CACHE, DECODE, IDS, LOGITS, PAST_LENGTH, PREFILL
+from edge_awq.engine.trt.build import CACHE, DECODE, IDS, LOGITS, PAST_LENGTH, PREFILL, TOKENS
 from edge_awq.engine.trt.cuda import Cuda, lost
 from edge_awq.engine.trt.plan_cache import StoredEngine
 from edge_awq.engine.trt.upload import PIECE_BYTES, content, upload_weights
@@ -102,7 +103,7 @@ class Pass:
 
 
 class TrtEngine:
-    """One loaded model with one KV cache; see edge_awq.engine.base.AllLogitsEngine."""
+    """One loaded model with one KV cache; see AllLogitsEngine and GreedyEngine of edge_awq.engine.base."""
 
     def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int) -> None:
         """Load what was compiled; ``weights`` is the bundle's weights file, ``context`` the cache's size in tokens.
@@ -110,7 +111,9 @@ class TrtEngine:
         Raises:
             EdgeAwqError: the engine does not load, or it and its cache do not fit into memory.
         """
+        self.provenance = _provenance(toolkit, stored)
         self.context, self.length = context, 0
+        self._chosen: int | None = None  # by the last call, where that was step_greedy
         self._cuda = cuda
         self._passes = {name: Pass(toolkit, stored.plans[name], table) for name, table in stored.passes.items()}
         self._decode = self._passes[DECODE]
@@ -132,16 +135,32 @@ class TrtEngine:
         """
         self._check_ids(ids)
         widest = self._passes.get(PREFILL, self._decode)
-        for chunk in _chunks(ids, widest.most_rows):
-            rows = self._append(chunk, self._decode if len(chunk) <= self._decode.most_rows else widest)
-        last = self._host_logits[:1]
-        self._cuda.download(last, self._logits + (rows - 1) * last.nbytes)
-        self._cuda.synchronize()
+        *chunks, newest = _chunks(ids, widest.most_rows)
+        for chunk in chunks:
+            self._append(chunk, self._fitting(chunk))
+        one, last = self._fitting(newest), self._host_logits[:1]
+        row = len(newest) - 1 if one is self._decode else 0
+        self._append(newest, one, (last, self._logits + row * last.nbytes))
         return last[0]
 
     def step(self, token_id: int) -> np.ndarray:
         """Append one token; returns logits [vocab_size] float32, which the next call may overwrite."""
         return self.prefill([token_id])
+
+    def step_greedy(self, token_id: int) -> int:
+        """Append one token; returns the likeliest next one: four bytes leave the device, and no logits.
+
+        That the logits of the last such call were finite is seen from the largest, which comes along with this one.
+        """
+        self._check_ids([token_id])
+        chosen, self._chosen = self._chosen, None
+        if chosen is not None:
+            self._cuda.download(self._host_largest, self._logits + chosen * self._host_largest.itemsize)
+        self._append([token_id], self._decode, (self._host_token, self._tokens))
+        if chosen is not None and not np.isfinite(self._host_largest[0]):
+            raise not_finite()
+        self._chosen = int(self._host_token[0])
+        return self._chosen
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Append ids (at least one) to the cache; returns the logits after each, [tokens, vocab_size] float32."""
@@ -149,9 +168,8 @@ class TrtEngine:
         logits = np.empty((len(ids), self.vocab_size), np.float32)
         start = 0
         for chunk in _chunks(ids, self._decode.most_rows):
-            found = self._host_logits[: self._append(chunk, self._decode)]
-            self._cuda.download(found, self._logits)
-            self._cuda.synchronize()
+            found = self._host_logits[: len(chunk)]
+            self._append(chunk, self._decode, (found, self._logits))
             logits[start : start + len(found)] = found
             start += len(found)
         return logits
@@ -170,16 +188,22 @@ class TrtEngine:
                 one.close(self._cuda)
             self._cuda.close()
 
-    def _append(self, ids: Sequence[int], one: Pass) -> int:
-        """Run one chunk; returns how many rows of logits are in device memory, the newest last."""
+    def _fitting(self, ids: Sequence[int]) -> Pass:
+        """The pass for a chunk."""
+        return self._decode if len(ids) <= self._decode.most_rows else self._passes[PREFILL]
+
+    def _append(self, ids: Sequence[int], one: Pass, wanted: tuple[np.ndarray, int] | None = None) -> None:
+        """Run one chunk; ``wanted``: an array to fill from an address afterwards."""
+        self._chosen = None
         self._host_ids[: len(ids)] = ids
         self._host_past[0] = self.length
         self._cuda.upload(self._ids, self._host_ids[: len(ids)])
         self._cuda.upload(self._past, self._host_past)
         one.run(self._cuda, len(ids), as_graph=one is self._decode)
+        if wanted is not None:
+            self._cuda.download(*wanted)
         self._cuda.synchronize()  # the host's arrays are used again
         self.length += len(ids)
-        return len(ids) if one is self._decode else 1
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if len(ids) == 0:
@@ -223,6 +247,10 @@ class TrtEngine:
         # TensorRT 8 has two INT32 in its place, low word first: the same bytes.
         self._host_past = cuda.host_array((1,), np.int64)
         self._host_logits = cuda.host_array((self._decode.most_rows, self.vocab_size), np.float32)
+        # The low word of an INT64, or TensorRT 8's two INT32 in its place.
+        self._host_token = cuda.host_array((1,), np.int32)
+        self._host_largest = cuda.host_array((1,), np.float32)
+        self._tokens = cuda.alloc(self._decode.most_rows * np.dtype(np.int64).itemsize)
         self._ids = cuda.alloc(rows * ids_dtype.itemsize)
         self._past = cuda.alloc(self._host_past.nbytes)
         self._logits = cuda.alloc(self._host_logits.nbytes)
@@ -233,10 +261,19 @@ class TrtEngine:
         one.bind(IDS, self._ids, (1, 1))
         one.bind(PAST_LENGTH, self._past)
         one.bind(LOGITS, self._logits)
+        if TOKENS in one.outputs:
+            one.bind(TOKENS, self._tokens)
         for name, address in self._caches.items():
             heads, size = one.shape(name)[1], one.shape(name)[3]
             one.bind(name, address, (1, heads, self.context, size))
             one.bind(name.replace("past_", "present_", 1), address)
+
+
+def _provenance(toolkit: Toolkit, stored: StoredEngine) -> dict[str, Any]:
+    """What a run log says of the engine."""
+    passes = {name: {"most_tokens": table["most_rows"], "sha256": stored.sha256[name]}
+              for name, table in stored.passes.items()}
+    return {"file": stored.file, "runtime_version": toolkit.version_text, "passes": passes}
 
 
 def _chunks(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:

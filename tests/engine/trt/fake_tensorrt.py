@@ -160,7 +160,8 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
         def __init__(self, network, log):
             self.network = network
 
-        def parse(self, data):
+        def parse(self, data, path=None):
+            script["path"] = path
             if "parser" in script:
                 self.num_errors = 1
                 return False
@@ -302,3 +303,6 @@ class IExecutionContext:
         wanted = range(rows) if tensors["logits"][0][1] == -1 else [rows - 1]
         found = [toy_logits([int(token) for token in cache[: past + row + 1]], weights) for row in wanted]
         self.array("logits", (len(found), VOCAB))[:] = found
+        if "tokens" in tensors:  # INT64, or pairs of INT32, low word first: the same bytes
+            words = self.engine.cuda.bytes_at(self.addresses["tokens"], 8 * len(found)).view("<i8")
+            words[:] = np.argmax(found, axis=1)

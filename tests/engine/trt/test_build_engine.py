@@ -11,7 +11,7 @@ import sys
 import pytest
 from fake_cuda import ORIN, FakeCuda
 from fake_tensorrt import make_tensorrt
-from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, Notes, install, make_bundle
+from toy_bundle import CHUNK, CONFIG, CONTEXT, MOST_ROWS, TENSORS, Notes, install, make_bundle
 
 from edge_awq import plugins
 from edge_awq.bundle import Bundle
@@ -97,6 +97,72 @@ def test_8_6_is_told_types_and_batch(bundle, monkeypatch):
     assert next(each for each in network.inputs if each.name == "past_length").shape == (1, 2)
 
 
+def small_gpu(memory_mib):
+    """A graphics card that no profile knows: 1000 MiB are kept for system and runtime, 512 MiB for the builder."""
+    return (dataclasses.replace(ORIN, name="Small", integrated=False, memory_bytes=memory_mib << 20),)
+
+
+def big_cache(tmp_path):
+    """8 MiB of KV cache a token: 2 GiB for the bundle's context of 256 tokens."""
+    return make_bundle(tmp_path, config={**CONFIG, "head_size": 1 << 20})
+
+
+def test_report_has_the_forecast_beside_what_was_measured(bundle, monkeypatch):
+    install(monkeypatch, gpus=small_gpu(4000))
+    assert compile_bundle(bundle.path).forecast_bytes == (600 + 512) << 20
+    install(monkeypatch)  # nothing is known about the machine
+    assert compile_bundle(bundle.path, fresh=True).forecast_bytes > 0
+
+
+def test_a_build_that_memory_cannot_hold_is_not_begun(bundle, monkeypatch):
+    script = {}
+    install(monkeypatch, script=script, gpus=small_gpu(1511))
+    assert "takes 1585 MB by forecast" in (said := refusal(bundle)) and "small has 1584 MB" in said
+    assert "a machine with 1585 MB or more" in said and not script["networks"]
+    install(monkeypatch, script=script, gpus=small_gpu(1512))
+    assert compile_bundle(bundle.path) is not None
+
+
+def test_an_engine_that_could_not_run_here_is_not_compiled(tmp_path, monkeypatch):
+    script = {}
+    install(monkeypatch, script=script, gpus=small_gpu(2000))
+    bundle = big_cache(tmp_path)
+    assert "with an empty KV cache; small has 2097 MB" in (said := refusal(bundle)) and not script["networks"]
+    assert "--all-targets" in said
+
+
+def test_a_shorter_context_that_fits_is_named(tmp_path, monkeypatch):
+    install(monkeypatch, gpus=small_gpu(2100))
+    bundle, progress = big_cache(tmp_path), Notes()
+    assert compile_bundle(bundle.path, progress) is not None
+    assert "128 of the bundle's 256 tokens" in progress.notes[0] and "--context 128" in progress.notes[0]
+    install(monkeypatch, gpus=small_gpu(3100))
+    progress = Notes()
+    assert compile_bundle(bundle.path, progress, fresh=True) is not None and not progress.notes
+
+
+def test_self_contained_engine_is_another_one(bundle, monkeypatch):
+    script, progress = {}, Notes()
+    install(monkeypatch, script=script)
+    plain = compile_bundle(bundle.path)
+    inside = compile_bundle(bundle.path, progress, weights_inside=True)
+    assert inside.passes == {"decode": MOST_ROWS} and inside.file != plain.file
+    assert script["path"] == str(bundle.path / "model.onnx") and not progress.notes
+    names = {each.name for each in script["networks"][-1].inputs}
+    assert names == {"input_ids", "past_length", *(f"past_{part}_{i}" for part in ("key", "value") for i in (0, 1))}
+    assert inside.forecast_bytes == plain.forecast_bytes + 4 * sum(each.nbytes for each in TENSORS.values())
+    assert compile_bundle(bundle.path) is None and compile_bundle(bundle.path, weights_inside=True) is None
+
+
+def test_memory_for_weights_inside(bundle, monkeypatch):
+    monkeypatch.setattr("edge_awq.engine.trt.forecast.GPU_COPIES", 1 << 20)
+    install(monkeypatch, gpus=small_gpu(1600))
+    with pytest.raises(EdgeAwqError, match="compiling an engine takes") as caught:
+        compile_bundle(bundle.path, weights_inside=True)
+    assert caught.value.hint == "without --weights-inside it takes 1585 MB"
+    assert compile_bundle(bundle.path) is not None
+
+
 def test_engine_is_compiled_once(bundle, monkeypatch):
     install(monkeypatch)
     assert compile_bundle(bundle.path) is not None
@@ -143,7 +209,7 @@ def test_engine_from_elsewhere_is_left_alone_with_the_reason(bundle, monkeypatch
     if "machine" in change:
         monkeypatch.setattr("platform.machine", lambda: change["machine"])
     if "graph" in change:
-        monkeypatch.setattr("edge_awq.engine.trt.build.shape_settings", lambda bundle: {"lowering": 2})
+        monkeypatch.setattr("edge_awq.engine.trt.build.shape_settings", lambda bundle, inside: {"lowering": 2 + inside})
     progress = Notes()
     second = compile_bundle(bundle.path, progress)
     (note,) = progress.notes

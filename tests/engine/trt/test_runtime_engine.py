@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 
 import numpy as np
 import pytest
 from fake_cuda import ORIN, FakeCuda
 from fake_tensorrt import VOCAB, toy_logits
+from safetensors import safe_open
 from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, expected_weights_sum, install, make_bundle
 
 from edge_awq.bundle import Bundle
-from edge_awq.engine.trt import open_engine, upload
+from edge_awq.engine.trt import compile_bundle, open_engine, upload
 from edge_awq.errors import EdgeAwqError
 
 IDS = [(7 * place * place + 3) % VOCAB for place in range(2 * CHUNK + 13)]
@@ -71,6 +74,47 @@ def test_logits_of_every_token(machine, count):
         assert np.array_equal(found, [expected(IDS[: 21 + row]) for row in range(count)])
 
 
+def test_greedy_steps_copy_the_token_and_no_logits(machine, monkeypatch):
+    engine, cuda = machine
+    copied, download = [], cuda.download
+
+    def count(array, address):
+        copied.append(array.nbytes)
+        download(array, address)
+
+    monkeypatch.setattr(cuda, "download", count)
+    text = IDS[:9]
+    token = int(engine.prefill(text).argmax())
+    copied.clear()
+    for _ in range(20):
+        text = [*text, token]
+        token = engine.step_greedy(token)
+        assert token == expected(text).argmax() and engine.length == len(text)
+    assert copied == [4, *[4, 4] * 19]  # the token, and from the second on the logit that the last one had
+    assert np.array_equal(engine.step(3), expected([*text, 3]))
+    engine.truncate(5)
+    assert engine.step_greedy(6) == expected([*text[:5], 6]).argmax()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_greedy_steps_see_logits_that_are_not_finite(machine, value):
+    engine, cuda = machine
+    token = engine.step_greedy(3)
+    cuda.bytes_at(engine._logits, 4 * VOCAB).view(np.float32)[:] = value
+    with pytest.raises(EdgeAwqError, match="not finite"):
+        engine.step_greedy(token)
+    engine.truncate(1)
+    assert engine.step_greedy(4) == expected([3, 4]).argmax()
+
+
+def test_greedy_steps_judge_the_logits_of_greedy_steps_alone(machine):
+    engine, cuda = machine
+    engine.step_greedy(3)
+    engine.step(4)  # whoever asked for these logits has them
+    cuda.bytes_at(engine._logits, 4 * VOCAB).view(np.float32)[:] = np.nan
+    assert engine.step_greedy(5) == expected([3, 4, 5]).argmax()
+
+
 def test_prompt_without_a_prefill_engine(bundle, monkeypatch):
     install(monkeypatch, script={"prefill": "64 tokens are too many"})
     engine = open_engine(bundle)
@@ -96,6 +140,30 @@ def test_page_cache_is_left_alone_beside_memory_of_its_own(bundle, monkeypatch):
     monkeypatch.setattr(os, "posix_fadvise", lambda *_: pytest.fail("dropped"))
     install(monkeypatch, FakeCuda(dataclasses.replace(ORIN, integrated=False)))
     open_engine(bundle).close()
+
+
+def test_self_contained_engine_runs_where_there_is_no_other(bundle, monkeypatch):
+    cuda = install(monkeypatch)
+    compile_bundle(bundle.path, weights_inside=True)
+    engine = open_engine(bundle)
+    assert list(engine.provenance["passes"]) == ["decode"]
+    assert np.array_equal(engine.prefill(IDS[:30]), toy_logits(IDS[:30], 0))
+    assert not any(len(block) == 36 for block in cuda.memory.values())  # q and k are not uploaded
+    engine.close()
+    compile_bundle(bundle.path)
+    assert list(open_engine(bundle).provenance["passes"]) == ["decode", "prefill"]
+
+
+def test_run_log_names_the_engine(machine, bundle):
+    engine, _ = machine
+    told = engine.provenance
+    with safe_open(bundle.path / told["file"], "numpy") as file:
+        plans = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118, no mapping
+    assert told["passes"] == {
+        name: {"most_tokens": rows, "sha256": hashlib.sha256(plans[name]).hexdigest()}
+        for name, rows in (("decode", MOST_ROWS), ("prefill", CHUNK))}
+    assert told["file"].startswith(f"engines/tensorrt-{told['runtime_version']}-")
+    json.dumps(told)
 
 
 def test_smaller_context(bundle, monkeypatch):
@@ -190,4 +258,7 @@ def test_impossible_tokens(machine, ids):
         engine.prefill(ids)
     with pytest.raises(EdgeAwqError):
         engine.logits(ids)
+    if len(ids) == 1:
+        with pytest.raises(EdgeAwqError):
+            engine.step_greedy(ids[0])
     assert engine.length == 0

@@ -19,7 +19,10 @@ from edge_awq.detect import Machine
 from stored import write_weights
 
 CONTEXT, CHUNK, MOST_ROWS = 256, 64, 8
+CONFIG = {"vocab_size": VOCAB, "hidden_size": 5, "num_kv_heads": 1, "head_size": 8, "windows": [None, None],
+          "max_positions": CONTEXT}
 TENSORS = {
+    "embed.weight": np.zeros((VOCAB, 5), np.float16),
     "gain": np.linspace(-1, 1, 50, dtype=np.float32),
     "table": np.arange(40, dtype=np.float16).reshape(8, 5),
     "q.qweight": np.arange(24, dtype=np.uint8).reshape(4, 6) * 9,
@@ -53,6 +56,7 @@ def lower(model, options):
     rows = options.most_rows or MOST_ROWS
     weights = (ToyWeight("gain", "float16", (50,), ("gain",)), ToyWeight("table", "float16", (8, 5), ("table",)),
                ToyWeight(f"qk{rows}", "int8", (6, 6), ("q.qweight", "k.qweight")))
+    weights = () if options.weights_inside else weights  # the toy's logits miss them then
     integers = TensorProto.INT64 if options.tensorrt_major >= 10 else TensorProto.INT32
     past = [1] if options.tensorrt_major >= 10 else [1, 2]
     value = helper.make_tensor_value_info
@@ -64,6 +68,8 @@ def lower(model, options):
                 for each in weights)]
     logits = [1, 1 if options.last_logits else "tokens", VOCAB]
     outputs = [value("logits", TensorProto.FLOAT, logits), *(value(f"present_{name}", *cache) for name in caches)]
+    if options.argmax:
+        outputs.append(value("tokens", integers, logits[:2] if options.tensorrt_major >= 10 else [*logits[:2], 2]))
     lowered = helper.make_model(helper.make_graph([], "toy", inputs, outputs))
     return SimpleNamespace(model=lowered, weights=weights, declined=("rule: node: reason",), most_rows=rows)
 
@@ -75,6 +81,8 @@ class LoweringOptions:
     tensorrt_major: int = 10
     most_rows: int | None = None
     last_logits: bool = False
+    argmax: bool = False
+    weights_inside: bool = False
 
 
 def make_bundle(tmp_path, **changes):
@@ -85,20 +93,20 @@ def make_bundle(tmp_path, **changes):
     onnx.save(helper.make_model(graph), folder / "model.onnx")
     write_weights(folder / "weights.safetensors", TENSORS)
     manifest = Manifest(
-        name="toy", source="toy", revision=None, family="llama", precision="w4a16", config={}, context=CONTEXT,
+        name="toy", source="toy", revision=None, family="llama", precision="w4a16", config=CONFIG, context=CONTEXT,
         prefill_chunk=CHUNK, target="jetson-agx-orin-64gb", runtime="tensorrt", contract_version=1, quant={}, report=[],
         engine=None, tool_versions={}, fingerprint="f")
     return seal(folder, dataclasses.replace(manifest, **changes), tmp_path / "toy.bundle")
 
 
-def install(monkeypatch, cuda=None, version="10.3.0", script=None, power_mode="MAXN"):
+def install(monkeypatch, cuda=None, version="10.3.0", script=None, power_mode="MAXN", gpus=()):
     """Fake GPU, driver, TensorRT, plugins and lowering; returns the GPU."""
     cuda = cuda or FakeCuda()
     monkeypatch.setitem(sys.modules, "tensorrt", make_tensorrt(cuda, version, script))
     monkeypatch.setattr("edge_awq.engine.trt.cuda.open_cuda", lambda: cuda)
     monkeypatch.setattr("edge_awq.plugins.find_library", lambda: "libplugins.so")
     monkeypatch.setattr("edge_awq.plugins.load_library", lambda path: None)
-    machine = Machine(None, (), (), None, power_mode, None)
+    machine = Machine(None, (), gpus, None, power_mode, None)
     monkeypatch.setattr("edge_awq.detect.read_machine", lambda: machine)
     package = "edge_awq.engine.trt"
     monkeypatch.setitem(sys.modules, f"{package}.lower", SimpleNamespace(lower=lower))

@@ -1,0 +1,22 @@
+"""What this process takes of the machine's memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process had resident.
+
+    Linux hands ``ru_maxrss`` down from the parent process through exec, so a small process started by a large one would
+    report the large one's; VmHWM belongs to this process alone.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
