@@ -134,6 +134,17 @@ __device__ __forceinline__ void store_shared(T* address, const T& value) {
   *address = value;
 }
 
+// Adds to a word in shared memory that other threads add to; returns what was there before.
+__device__ __forceinline__ uint32_t add_shared(uint32_t* address, uint32_t value) {
+#ifdef __CUDACC__
+  return atomicAdd(address, value);
+#else
+  const uint32_t before = *address;  // a fiber runs until it waits
+  *address += value;
+  return before;
+#endif
+}
+
 // Four 8 x 8 matrices of halves. Lane 8 * i + r passes where row r of matrix i is; word i of what lane 4 * r + c gets
 // is pair c of row r of matrix i.
 __device__ __forceinline__ Vector load_matrices(const Vector* row) {

@@ -103,6 +103,24 @@ __device__ __forceinline__ float reciprocal(float x) {
 
 __device__ __forceinline__ float error_function(float x) { return erff(x); }
 
+// One of the few things in 64 bits: a GPU takes its time.
+__device__ __forceinline__ double natural_logarithm(double x) {
+#ifdef __CUDACC__
+  return log(x);
+#else
+  return std::log(x);
+#endif
+}
+
+// The upper 64 bits of a product of 128.
+__device__ __forceinline__ unsigned long long high_product(unsigned long long a, unsigned long long b) {
+#ifdef __CUDACC__
+  return __umul64hi(a, b);
+#else
+  return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
+#endif
+}
+
 __device__ __forceinline__ HalfPair pair(Half low, Half high) {
   return low.bits | static_cast<uint32_t>(high.bits) << 16;
 }

@@ -18,5 +18,6 @@ OpType rms_norm_op();
 OpType layer_norm_op();
 OpType argmax_op();
 OpType token_embedding_op();
+OpType sample_op();
 
 }  // namespace edge_awq

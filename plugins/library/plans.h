@@ -35,6 +35,7 @@ constexpr Plan kPlans[] = {
     plan_entry<NormArguments, plan_rms_norm>("rms_norm"),
     plan_entry<NormArguments, plan_layer_norm>("layer_norm"),
     plan_entry<ArgmaxArguments, plan>("argmax"),
+    plan_entry<SampleArguments, plan>("sample"),
     plan_entry<ReadArguments, plan>("read"),
 };
 

@@ -8,10 +8,8 @@
 //
 //   63           32 31                0
 //   |  logit's key | ~index           |     the larger, the larger the logit; of equal ones the first
-//
-// A key is the logit's bits, arranged so that unsigned integers compare as the floats do.
-#include "../common/device.h"
 #include "kernel.h"
+#include "keys.h"
 
 namespace edge_awq {
 
@@ -26,14 +24,8 @@ struct Argmax {
   const ArgmaxArguments& a;
   const int row = blockIdx.x / a.splits, split = blockIdx.x % a.splits;
 
-  __device__ __forceinline__ static uint32_t key(float logit) {
-    if (logit != logit) return 0xffffffffu;       // NaN
-    const uint32_t bits = as_bits(logit + 0.0f);  // -0 becomes 0
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  }
-
   __device__ __forceinline__ static Candidate candidate(float logit, int index) {
-    return static_cast<Candidate>(key(logit)) << 32 | ~static_cast<uint32_t>(index);
+    return static_cast<Candidate>(key_of(logit)) << 32 | ~static_cast<uint32_t>(index);
   }
 
   __device__ __forceinline__ static Candidate better(Candidate a, Candidate b) { return a > b ? a : b; }

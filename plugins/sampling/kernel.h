@@ -1,4 +1,4 @@
-// The greedy choice of the next token, on the device, as its callers see it.
+// The choice of the next token on the device, greedy or drawn, as its callers see it.
 #pragma once
 
 #include "../common/half.h"
@@ -16,5 +16,31 @@ struct ArgmaxArguments {
 };
 
 constexpr int kArgmaxThreads = 256;  // per block
+
+// What SampleArguments::settings holds, with the meaning that edge_awq/runner/sampling.py gives it. Here nobody can
+// refuse a value, so every one has a meaning.
+enum SampleSetting {
+  kTemperature,  // divides the logits; below 2^-100, or NaN: the first of the largest logits
+  kTopK,         // only the k largest logits and their equals; below 1, or NaN: off
+  kTopP,         // only the most probable tokens, as few as reach this; 1 and more, or NaN: off
+  kMinP,         // only tokens at least this fraction as probable as the best; 0 and less, or NaN: off; at most 1
+  kSampleSettings
+};
+
+// Device pointers; the kernel's only parameter, by value. The rows are successive tokens of one sequence: row i is drawn
+// with the random number of step + i, so many rows at once are drawn as they are one by one.
+struct SampleArguments {
+  const float* logits;         // [rows, size]; -inf rules a token out
+  const float* settings;       // [kSampleSettings]
+  const int64_t* seed;         // [1]
+  const int64_t* step;         // [1], which the caller counts
+  int64_t* tokens;             // [rows]; -1 if the row's largest logit is NaN or infinite
+  unsigned long long* lowest;  // [rows], or null: the last token that could be drawn, (key << 32 | index), see keys.h;
+                               // untouched where nothing is drawn
+  int rows, size;
+};
+
+constexpr int kSampleThreads = 512;        // per block; a block has one row
+constexpr int kSampleMostSize = 1 << 20;  // so that no sum of weights passes 64 bits
 
 }  // namespace edge_awq

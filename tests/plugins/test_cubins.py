@@ -129,6 +129,7 @@ SMALL_KERNELS = {  # bound by latency: widths of loads
     "embedding_int8": {"32", "64", "U16.CONSTANT", "U8.CONSTANT"},
     "embedding_int4": {"32", "64", "U16.CONSTANT", "U8.CONSTANT"},
     "argmax": {"32", "64"},  # logits, candidates
+    "sample": {"128", "32", "64"},  # logits, those before and after; the seed
     "read_sum": {"128.CONSTANT"},
     "append_kv": {"U16", "32"},
 }

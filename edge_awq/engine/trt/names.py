@@ -10,6 +10,7 @@ LOWERING_VERSION = 2  # grows when the same canonical graph is lowered to a diff
 
 INT4_MATMUL, INT8_MATMUL, FP16_MATMUL = "Int4MatMul", "Int8MatMul", "Fp16MatMul"
 ATTENTION, RMS_NORM, LAYER_NORM, GREEDY = "CachedAttention", "RmsNorm", "LayerNorm", "GreedyToken"
+SAMPLE = "SampleToken"  # no rule makes one: sampling is the host's
 EMBEDDING = "TokenEmbedding"  # no rule makes one: TensorRT's own gather reads tables of float16
 
 # Weights of a matmul, after x, with their types; then come the extras that attributes ask for, in this order.

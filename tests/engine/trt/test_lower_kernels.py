@@ -136,7 +136,7 @@ def test_kernels_compute_a_prompt(device, architecture, tmp_path, monkeypatch):
 
 def test_attributes_are_those_that_creators_list(device):
     listed = {line.split()[0]: set(line.split()[1:]) for line in device.library.edge_awq_ops().decode().splitlines()}
-    assert {names.EMBEDDING, *(op.__name__ for op in OPS)} == set(listed)
+    assert {names.EMBEDDING, names.SAMPLE, *(op.__name__ for op in OPS)} == set(listed)
     used = {kind: set() for kind in listed}
     for name in ("llama-2-7b", "falcon-7b", "qwen2.5-0.5b", "gemma-2-2b"):
         for node in plugins(lower(graph_of_shape(name)[0]).model):
