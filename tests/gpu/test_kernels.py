@@ -10,6 +10,7 @@ from attention_harness import Heads, Result, random_step
 from attention_harness import reference as attention_reference
 from matmul_harness import Fp16Matrix, activations, assert_product, pack, random_matrix
 from test_norm import EPSILON, assert_normed
+from test_sample import OFF, SETTINGS, filtered, uniform, weights_of
 
 pytestmark = pytest.mark.gpu
 
@@ -177,6 +178,24 @@ def test_embedding(device, rng, bits):
     y = device.poisoned((1, 7, 320))
     op.run([device.put(each) for each in (tokens, *([table] if matrix is None else stored(matrix)))], [y])
     np.testing.assert_array_equal(device.get(y), table[tokens])
+@pytest.mark.parametrize("size", [1, 5003, 50257])
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_sample(device, rng, settings, size):
+    """A token that is not numpy's is one whose limit is near; near a filter's limit one token more or less may stay."""
+    logits, seed, step = (3 * rng.standard_normal((3, size))).astype(np.float32), int(rng.integers(2**62)), 2**33 + 5
+    values = np.array([(OFF | settings)[name] for name in OFF], np.float32)
+    inputs = [device.put(each) for each in (logits, values, np.array([seed]), np.array([step]))]
+    found = []
+    for _ in range(2):
+        tokens = device.poisoned((3,), np.int64)
+        device.op("SampleToken").run(inputs, [tokens])
+        found.append(device.get(tokens).tolist())
+    assert found[0] == found[1]
+    for row, token in enumerate(found[0]):
+        probabilities, error = weights_of(filtered(logits[row], settings))
+        cumulative, u = np.cumsum(probabilities), uniform(seed, step + row)
+        if token != np.searchsorted(cumulative, u, side="right"):
+            assert np.abs(cumulative - u).min() <= error + probabilities[probabilities > 0].min()
 
 
 def test_read_ceiling_reads_everything(device, rng):
