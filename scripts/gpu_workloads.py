@@ -155,15 +155,20 @@ def unpacked(stored: np.ndarray, bits: int) -> np.ndarray:
     return stored if bits == 8 else np.stack([stored & 15, stored >> 4], 2).reshape(len(stored), -1)
 
 
-def attention_bytes(model: Model, past: int, tokens: int = 1) -> int:
+def cache_bytes(model: Model, positions: int, kv_bits: int = 16) -> int:
+    """Of keys and values of so many positions; 8 bits have a scale of 4 bytes for each head and position."""
+    return 2 * model.kv_heads * positions * (model.head_size * kv_bits // 8 + (4 if kv_bits == 8 else 0))
+
+
+def attention_bytes(model: Model, past: int, tokens: int = 1, kv_bits: int = 16) -> int:
     """What attention reads and writes at least: the cache with its new rows once, and every other tensor once.
 
     What splits of the cache leave for each other is not counted: it need not leave the L2 cache.
     """
     query, cache = model.heads * model.head_size, model.kv_heads * model.head_size
-    read = 2 * 2 * cache * (past + tokens) + 2 * tokens * (query + 2 * cache) + 8  # cache; q, k, v; past_length
+    read = cache_bytes(model, past + tokens, kv_bits) + 2 * tokens * (query + 2 * cache) + 8  # and q, k, v; past_length
     tables = 4 * model.heads if model.alibi else 2 * 4 * tokens * (model.head_size // 2)
-    written = 2 * tokens * (2 * cache + query)  # the cache's new rows, y
+    written = cache_bytes(model, tokens, kv_bits) + 2 * tokens * query  # the cache's new rows, y
     return read + tables + written
 
 
