@@ -13,7 +13,7 @@ struct DecodeAttentionArguments {
   const Half* q;                // [tokens, num_heads * head_size], token_stride apart, not yet rotated
   const Half* k;                // [tokens, kv_num_heads * head_size], the same
   const Half* v;                // [tokens, kv_num_heads * head_size], the same
-  void* key_cache;              // [kv_num_heads, capacity, head_size]; rows [past, past + tokens) are written, see cache.h
+  void* key_cache;              // [kv_num_heads, capacity, head_size], cache.h; rows [past, past + tokens) are written
   void* value_cache;            // [kv_num_heads, capacity, head_size]; the same
   const int64_t* past_length;   // [1], read on the device, so that one CUDA graph serves every step
   const float* cosines;         // [capacity, rotary_size / 2]; null if rotary_size is 0
