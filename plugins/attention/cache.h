@@ -12,7 +12,7 @@
 //
 // What products see are whole numbers of up to 127. A key's scale joins its score; a value's scale joins its softmax
 // weight, which is rounded to fp16 only then. Scales are fp32: fp16 would save 1.5 % of the cache at head size 128, but
-// be off by half of a scale below 2^-24.
+// has fewer bits for what is below 2^-14.
 #pragma once
 
 #include "scores.h"

@@ -309,9 +309,11 @@ def check_caches(step, result):
 
 
 def check_new_bytes(stored, scales, exact):
-    """Scales are the largest value over 127, and bytes are half of one off. Rotation, scale and quotient in fp32 add to
-    that: a value is off by less than 2^-21 of the largest, which is 127 scales."""
+    """Scales are the largest value over 127, and bytes are half of one off.
+
+    Rotation, scale and quotient in fp32, with a GPU's reciprocal, add less than 2^-20 of the largest value.
+    """
     largest = np.abs(exact).max(-1)
     np.testing.assert_allclose(scales, largest / 127, rtol=2.0**-21, atol=0)
     off = np.abs(dequantized(stored, scales) - exact)
-    assert (off <= (0.5 / 127 + 2.0**-21) * largest[..., None]).all() and stored.min() >= 1
+    assert (off <= (0.5 / 127 + 2.0**-20) * largest[..., None]).all() and stored.min() >= 1
