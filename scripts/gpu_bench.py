@@ -90,7 +90,9 @@ class Bench:
                 self.measure(lambda shape=shape, model=model: matmul(self.maker, shape, model.group_size),
                              peers=(shape, model.group_size))
             self.measure(lambda model=model: matmul(self.maker, (model.vocabulary, model.hidden), model.group_size))
-            self.measure(lambda model=model: attention(self.maker, model, self.settings.past))
+            for kv_bits in (16, 8):
+                self.measure(lambda model=model, kv_bits=kv_bits: attention(self.maker, model, self.settings.past,
+                                                                            kv_bits=kv_bits))
             self.measure(lambda model=model: attention(self.maker, model, 0, self.settings.prefill_rows))
             for dependent in (0, 1) if self.device.gpu.compute_capability >= 90 else (0,):
                 for matrices_only in (True, False):

@@ -81,6 +81,10 @@ class Maker:
         """fp16 between 0.001 and 0.01, quickly: large caches and matrices."""
         return self._filled(shape, np.float16, self._scales)
 
+    def any_bytes(self, *shape: int) -> Tensor:
+        """Any bytes."""
+        return self._filled(shape, np.int8, self._bytes)
+
     def quantized(self, N: int, K: int, group_size: int, bits: int = 4) -> list[Tensor]:
         """qweight, scales and zero points."""
         groups = -(-K // group_size)
@@ -155,15 +159,20 @@ def unpacked(stored: np.ndarray, bits: int) -> np.ndarray:
     return stored if bits == 8 else np.stack([stored & 15, stored >> 4], 2).reshape(len(stored), -1)
 
 
-def attention_bytes(model: Model, past: int, tokens: int = 1) -> int:
+def cache_bytes(model: Model, positions: int, kv_bits: int = 16) -> int:
+    """Of keys and values of so many positions; 8 bits have a scale of 4 bytes for each head and position."""
+    return 2 * model.kv_heads * positions * (model.head_size * kv_bits // 8 + (4 if kv_bits == 8 else 0))
+
+
+def attention_bytes(model: Model, past: int, tokens: int = 1, kv_bits: int = 16) -> int:
     """What attention reads and writes at least: the cache with its new rows once, and every other tensor once.
 
     What splits of the cache leave for each other is not counted: it need not leave the L2 cache.
     """
     query, cache = model.heads * model.head_size, model.kv_heads * model.head_size
-    read = 2 * 2 * cache * (past + tokens) + 2 * tokens * (query + 2 * cache) + 8  # cache; q, k, v; past_length
+    read = cache_bytes(model, past + tokens, kv_bits) + 2 * tokens * (query + 2 * cache) + 8  # and q, k, v; past_length
     tables = 4 * model.heads if model.alibi else 2 * 4 * tokens * (model.head_size // 2)
-    written = 2 * tokens * (2 * cache + query)  # the cache's new rows, y
+    written = cache_bytes(model, tokens, kv_bits) + 2 * tokens * query  # the cache's new rows, y
     return read + tables + written
 
 
@@ -173,31 +182,35 @@ class AttentionCalls:
 
     op: Op
     tables: list[Tensor]  # past_length, cos, sin; slopes where there is ALiBi
+    kv_bits: int
 
     @classmethod
-    def make(cls, maker: Maker, model: Model, past: int, tokens: int = 1) -> AttentionCalls:
+    def make(cls, maker: Maker, model: Model, past: int, tokens: int = 1, kv_bits: int = 16) -> AttentionCalls:
         """For ``past`` positions in the cache, and room for the new tokens."""
         op = maker.device.op("CachedAttention", num_heads=model.heads, kv_num_heads=model.kv_heads,
                              head_size=model.head_size, scale=float(model.head_size**-0.5), window=0,
-                             softcap=0.0, packed_qkv=1, has_slopes=int(model.alibi))
+                             softcap=0.0, packed_qkv=1, has_slopes=int(model.alibi), kv_bits=kv_bits)
         angles = maker.rng.uniform(0, 6, (past + tokens, 1 if model.alibi else model.head_size // 2))
         if model.alibi:
             angles[:] = 0  # nothing is rotated
         tables = [np.array([past]), np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)]
         if model.alibi:
             tables.append(np.exp2(np.linspace(-1, -8, model.heads)).astype(np.float32))
-        return cls(op, [maker.device.put(each) for each in tables])
+        return cls(op, [maker.device.put(each) for each in tables], kv_bits)
 
     def cache(self, maker: Maker, model: Model) -> list[Tensor]:
-        """A layer's keys and values."""
-        capacity = self.tables[1].shape[0]
-        return [maker.small(1, model.kv_heads, capacity, model.head_size) for _ in range(2)]
+        """A layer's keys and values, and their scales where they are bytes."""
+        rows = (1, model.kv_heads, self.tables[1].shape[0])
+        if self.kv_bits == 16:
+            return [maker.small(*rows, model.head_size) for _ in range(2)]
+        return [*(maker.any_bytes(*rows, model.head_size) for _ in range(2)),
+                *(maker.device.put(maker.rng.uniform(1e-3, 1e-2, rows).astype(np.float32)) for _ in range(2))]
 
 
-def attention(maker: Maker, model: Model, past: int = PAST, tokens: int = 1) -> Workload:
+def attention(maker: Maker, model: Model, past: int = PAST, tokens: int = 1, kv_bits: int = 16) -> Workload:
     """New tokens over ``past`` cached ones; more than 8 are a prompt."""
-    device, calls = maker.device, AttentionCalls.make(maker, model, past, tokens)
-    size = attention_bytes(model, past, tokens)
+    device, calls = maker.device, AttentionCalls.make(maker, model, past, tokens, kv_bits)
+    size = attention_bytes(model, past, tokens, kv_bits)
     qkv = maker.normal(1, tokens, model.matrices["qkv"][0])
     y = device.poisoned((1, tokens, model.heads * model.head_size))
     caches = [calls.cache(maker, model) for _ in range(copies_for(device, size))]
@@ -211,9 +224,10 @@ def attention(maker: Maker, model: Model, past: int = PAST, tokens: int = 1) -> 
 
     seen = tokens * past + tokens * (tokens + 1) // 2  # keys, by all tokens of a head
     name = f"attention {model.heads}:{model.kv_heads}x{model.head_size} past={past}"
-    return Workload(name + (f" M={tokens}" if tokens > 1 else ""), size, launches,
+    name += (f" M={tokens}" if tokens > 1 else "") + (" kv8" if kv_bits == 8 else "")
+    return Workload(name, size, launches,
                     4 * model.heads * model.head_size * seen, check,
-                    {"past": past, "tokens": tokens, "copies": len(caches)})
+                    {"past": past, "tokens": tokens, "kv_bits": kv_bits, "copies": len(caches)})
 
 
 RMS_NORM, GELU, SILU = 1, 2, 4  # as common/linear.h counts norms and activations

@@ -1,6 +1,7 @@
 // Attention of 1 to 8 new tokens over the cache: rotary positions, append to the cache and softmax in one launch.
 //
-// The bound it chases: each key and value is read once, so time >= 4 * kv_num_heads * length * head_size / bandwidth.
+// The bound it chases: each key and value is read once, so time >= 4 * kv_num_heads * length * head_size / bandwidth;
+// where they are bytes (cache.h), with their scales, 2 * kv_num_heads * length * (head_size + 4) / bandwidth.
 //
 // Who computes what. A query row is one head of one new token. All rows that share a KV head lie in one block (if they
 // are 72 or fewer), so that its keys and values come from memory once however many they are. The cache is split over
@@ -16,6 +17,9 @@
 //                                Word j of keys 0 and 8 (of 1 and 9) turns into two pairs over keys, for d = 2 j and
 //                                2 j + 1; these are rows `row` and `row + 8` of product j.
 //
+// Of bytes there are twice as many: 16 values at 16 * quarter of each 64, or at 16 * row of each 128, and every word is
+// two words of halves.
+//
 // The scores leave the first product as (keys row and row + 8) x (queries 2 * quarter and the next), which is how sums
 // and maxima of the softmax are held as well as y: rescaling needs no exchange. As weights of the second product they
 // must lie as (query row) x (keys 2 * quarter + {0, 8}, {1, 9}): one exchange within the warp.
@@ -23,20 +27,25 @@
 // A split gives each warp at least one tile of keys; of a short cache some splits have none, and their blocks return at
 // once. So one grid, fixed in a CUDA graph, serves every length.
 //
-// Sums are fp32; the weights, 0 to 1, are rounded to fp16, and it is the rounded ones that are added up. Warps are
-// merged in shared memory, splits by the block that finishes last, always in the same order: same input, same bits.
-#include "scores.h"
+// Sums are fp32; the weights, 0 to 1, are rounded to fp16, and it is the rounded ones that are added up, unless they
+// are multiplied by scales. Warps are merged in shared memory, splits by the block that finishes last, always in the
+// same order: same input, same bits.
+#include "cache.h"
 
 namespace edge_awq {
 
 constexpr int kKeyTile = 16;
 
 // kAdjusted: with slopes or a soft-cap.
-template <int D, bool kAdjusted>
+template <int D, bool kAdjusted, class Cache>
 struct DecodeAttention {
-  static constexpr int kChunks = (D + 31) / 32;  // of a key
-  static constexpr int kPanels = (D + 63) / 64;  // of a value
-  static constexpr int kAhead = kAdjusted && D > 128 ? kPanels - 1 : kPanels;  // loaded before the keys are used
+  using Element = typename Cache::Element;
+  static constexpr int kLaneValues = Cache::kLaneValues, kWordValues = Cache::kWordValues;
+  static constexpr int kProducts = kLaneValues / 2;  // of a panel
+  static constexpr int kChunkValues = 4 * kLaneValues, kChunks = (D + kChunkValues - 1) / kChunkValues;  // of a key
+  static constexpr int kPanelValues = 8 * kLaneValues, kPanels = (D + kPanelValues - 1) / kPanelValues;  // of a value
+  static constexpr bool kCrowded = kAdjusted && D > 128 && !Cache::kScaled;
+  static constexpr int kAhead = kCrowded ? kPanels - 1 : kPanels;  // loaded before the keys are used
   static constexpr int kMaxTiles = D <= 128 ? kMaxQueryTiles : kMaxWideQueryTiles;
 
   // A softmax under way, of 8 query rows over some of the keys. Exponents are powers of two.
@@ -55,7 +64,15 @@ struct DecodeAttention {
 
   // What a lane holds of one: of query rows 2 * quarter and the next, the keys and the d that lie with it.
   struct LanePartial {
-    float maximum[2] = {kNothingSeen, kNothingSeen}, sum[2] = {}, y[kPanels][4][4] = {};
+    float maximum[2] = {kNothingSeen, kNothingSeen}, sum[2] = {}, y[kPanels][kProducts][4] = {};
+  };
+
+  // Of a lane's queries, 16 bytes each.
+  using Queries = Vector[kChunks][kLaneValues / 8];
+
+  // Of keys `row` and `row + 8` of a tile.
+  struct Scales {
+    float key[2], value[2];
   };
 
   const DecodeAttentionArguments& a;
@@ -78,18 +95,20 @@ struct DecodeAttention {
   const int split_keys = at_least((key_tiles + a.splits - 1) / a.splits, slices) * kKeyTile;
   const int first_key = at_most(first_visible + split * split_keys, length);
   const int end_key = at_most(first_key + split_keys, length);
-  Half* const keys = a.key_cache + static_cast<int64_t>(kv_head) * a.capacity * D;
-  Half* const values = a.value_cache + static_cast<int64_t>(kv_head) * a.capacity * D;
+  Element* const keys = static_cast<Element*>(a.key_cache) + static_cast<int64_t>(kv_head) * a.capacity * D;
+  Element* const values = static_cast<Element*>(a.value_cache) + static_cast<int64_t>(kv_head) * a.capacity * D;
+
+  __device__ __forceinline__ bool is_own(int position) const { return position >= first_key && position < end_key; }
 
   // Writes the new tokens' keys and values into the cache, as far as they lie in this block's split: it alone reads
   // them. (Blocks of other query groups write the same bytes there.)
   __device__ __forceinline__ void append() const {
-    for (int i = threadIdx.x; i < a.tokens * D; i += blockDim.x) {
-      const int token = i / D, d = i % D, position = past + token;
-      if (position < first_key || position >= end_key) continue;
-      const int64_t source = static_cast<int64_t>(token) * a.kv_stride + kv_head * D;
-      store_global(keys + static_cast<int64_t>(position) * D + d, to_half(rotated(a, a.k + source, d, position)));
-      store_global(values + static_cast<int64_t>(position) * D + d, load_global(a.v + source + d));
+    if constexpr (Cache::kScaled) {
+      for (int i = warp; i < 2 * a.tokens; i += blockDim.x / kWarpSize)
+        if (is_own(past + i / 2)) append_row<D>(a, i / 2, kv_head, past + i / 2, i % 2);
+    } else {
+      for (int i = threadIdx.x; i < a.tokens * D; i += blockDim.x)
+        if (is_own(past + i / D)) append_value(a, i / D, kv_head, past + i / D, i % D);
     }
   }
 
@@ -103,7 +122,7 @@ struct DecodeAttention {
   }
 
   // 16 bytes of a cached row that exist, or zeros.
-  __device__ __forceinline__ static Vector load(const Half* rows, int key, int end, int d) {
+  __device__ __forceinline__ static Vector load(const Element* rows, int key, int end, int d) {
     const bool exists = key < end && d < D;
     return exists ? load_vector(rows + static_cast<int64_t>(key) * D + d) : Vector{0, 0, 0, 0};
   }
@@ -115,18 +134,23 @@ struct DecodeAttention {
 
   // Powers of two of the scores of 16 keys: scores[i] is that of key first + row + 8 * (i / 2) and the lane's query
   // i % 2, and minus infinity where the query does not see the key.
-  __device__ __forceinline__ void score(int first, const Vector (&queries)[kChunks], float (&scores)[4]) const {
+  __device__ __forceinline__ void score(int first, const Queries& queries, const Scales& scales,
+                                        float (&scores)[4]) const {
     Vector upper[kChunks], lower[kChunks];
     for (int chunk = 0; chunk < kChunks; ++chunk) {
-      upper[chunk] = load(keys, first + row, end_key, 32 * chunk + 8 * quarter);
-      lower[chunk] = load(keys, first + row + 8, end_key, 32 * chunk + 8 * quarter);
+      upper[chunk] = load(keys, first + row, end_key, kChunkValues * chunk + kLaneValues * quarter);
+      lower[chunk] = load(keys, first + row + 8, end_key, kChunkValues * chunk + kLaneValues * quarter);
     }
     for (int chunk = 0; chunk < kChunks; ++chunk)
-      for (int i = 0; i < 4; i += 2)
-        multiply_16x8x16(scores, {upper[chunk].word[i], lower[chunk].word[i], upper[chunk].word[i + 1],
-                                  lower[chunk].word[i + 1]}, {queries[chunk].word[i], queries[chunk].word[i + 1]});
+      for (int i = 0; i < kLaneValues / 2; i += 2) {  // of the lane's pairs of values
+        HalfPair above[2], below[2];
+        Cache::unpack(upper[chunk], i, above);
+        Cache::unpack(lower[chunk], i, below);
+        const Vector& query = queries[chunk][i / 4];
+        multiply_16x8x16(scores, {above[0], below[0], above[1], below[1]}, {query.word[i % 4], query.word[i % 4 + 1]});
+      }
     const float* const slopes = block_shared<Shared>().slopes + tile * kQueryTile + 2 * quarter;
-    for (int i = 0; i < 4; ++i) scores[i] *= a.scale * kLog2E;
+    for (int i = 0; i < 4; ++i) scores[i] *= a.scale * kLog2E * scales.key[i / 2];
     if (kAdjusted && a.softcap != 0.0f)
       for (int i = 0; i < 4; ++i) scores[i] = capped(scores[i], a.softcap);
     for (int i = 0; i < 4; ++i) {
@@ -139,19 +163,20 @@ struct DecodeAttention {
   }
 
   // Softmax weights relative to the new maximum, as pairs of keys row and row + 8; what was summed before is rescaled.
-  __device__ __forceinline__ static void weigh(const float (&scores)[4], LanePartial& partial, HalfPair (&weights)[2]) {
+  __device__ __forceinline__ static void weigh(const float (&scores)[4], const Scales& scales, LanePartial& partial,
+                                               HalfPair (&weights)[2]) {
     for (int query = 0; query < 2; ++query) {
       float maximum = larger(partial.maximum[query], larger(scores[query], scores[query + 2]));
       for (int mask = 4; mask < kWarpSize; mask *= 2) maximum = larger(maximum, shuffle_xor(maximum, mask));
       const float rescaling = power_of_two(partial.maximum[query] - maximum);
-      const Half upper = to_half(power_of_two(scores[query] - maximum));
-      const Half lower = to_half(power_of_two(scores[query + 2] - maximum));
+      const auto upper = Cache::weigh(scores[query] - maximum, scales.value[0]);
+      const auto lower = Cache::weigh(scores[query + 2] - maximum, scales.value[1]);
       partial.maximum[query] = maximum;
-      partial.sum[query] = multiply_add(partial.sum[query], rescaling, to_float(upper) + to_float(lower));
+      partial.sum[query] = multiply_add(partial.sum[query], rescaling, upper.counted() + lower.counted());
       for (auto& panel : partial.y)
         for (auto& product : panel)
           for (int i = query; i < 4; i += 2) product[i] *= rescaling;
-      weights[query] = pair(upper, lower);
+      weights[query] = pair(upper.operand, lower.operand);
     }
   }
 
@@ -166,30 +191,47 @@ struct DecodeAttention {
     }
     for (int panel = 0; panel < kPanels; ++panel) {
       const Vector(&v)[4] = loaded[panel];
-      for (int j = 0; j < 4; ++j)
-        multiply_16x8x16(partial.y[panel][j],
-                         {low_halves(v[0].word[j], v[1].word[j]), high_halves(v[0].word[j], v[1].word[j]),
-                          low_halves(v[2].word[j], v[3].word[j]), high_halves(v[2].word[j], v[3].word[j])}, column);
+      for (int j = 0; j < 4; ++j) {
+        HalfPair even[kWordValues], odd[kWordValues];  // keys 0 and 8, 1 and 9
+        Cache::pair_keys(v[0].word[j], v[1].word[j], even);
+        Cache::pair_keys(v[2].word[j], v[3].word[j], odd);
+        for (int i = 0; i < kWordValues; i += 2)
+          multiply_16x8x16(partial.y[panel][(j * kWordValues + i) / 2], {even[i], even[i + 1], odd[i], odd[i + 1]},
+                           column);
+      }
     }
   }
 
   __device__ __forceinline__ void load_values(int first, int panel, int end, Vector (&loaded)[kPanels][4]) const {
     for (; panel < end; ++panel)
       for (int i = 0; i < 4; ++i)
-        loaded[panel][i] = load(values, first + 2 * quarter + i / 2 + i % 2 * 8, end_key, 64 * panel + 8 * row);
+        loaded[panel][i] = load(values, first + 2 * quarter + i / 2 + i % 2 * 8, end_key,
+                                kPanelValues * panel + kLaneValues * row);
+  }
+
+  __device__ __forceinline__ Scales load_scales(int first) const {
+    Scales scales;
+    for (int i = 0; i < 2; ++i) {
+      const int key = first + row + 8 * i;
+      const int64_t place = static_cast<int64_t>(kv_head) * a.capacity + key;
+      scales.key[i] = Cache::load_scale(a.key_scales + place, key < end_key);
+      scales.value[i] = Cache::load_scale(a.value_scales + place, key < end_key);
+    }
+    return scales;
   }
 
   // This warp's share of the split.
-  __device__ __forceinline__ void attend(const Vector (&queries)[kChunks], LanePartial& partial) const {
+  __device__ __forceinline__ void attend(const Queries& queries, LanePartial& partial) const {
     #pragma unroll 1
     for (int first = first_key + slice * kKeyTile; first < end_key; first += slices * kKeyTile) {
       Vector loaded[kPanels][4];
       load_values(first, 0, kAhead, loaded);
+      const Scales scales = load_scales(first);
       float scores[4] = {};
-      score(first, queries, scores);
+      score(first, queries, scales, scores);
       load_values(first, kAhead, kPanels, loaded);
       HalfPair weights[2];
-      weigh(scores, partial, weights);
+      weigh(scores, scales, partial, weights);
       add_values(loaded, weights, partial);
     }
     for (float& sum : partial.sum)
@@ -202,8 +244,8 @@ struct DecodeAttention {
       shared.maximum[query] = partial.maximum[i % 2];
       shared.sum[query] = partial.sum[i % 2];
       for (int panel = 0; panel < kPanels; ++panel)
-        for (int j = 0; j < 4; ++j) {
-          const int d = 64 * panel + 8 * row + 2 * j + i / 2;
+        for (int j = 0; j < kProducts; ++j) {
+          const int d = kPanelValues * panel + kLaneValues * row + 2 * j + i / 2;
           if (d < D) shared.y[query][d] = partial.y[panel][j][i];
         }
     }
@@ -271,12 +313,13 @@ struct DecodeAttention {
     rotate_queries(shared);
     if (kAdjusted) load_slopes(shared);
     __syncthreads();
-    Vector queries[kChunks];
-    for (int chunk = 0; chunk < kChunks && tile < tiles; ++chunk) {
-      const int d = 32 * chunk + 8 * quarter;
-      const Half* const query = shared.queries[tile * kQueryTile + row];
-      queries[chunk] = d < D ? *reinterpret_cast<const Vector*>(query + d) : Vector{0, 0, 0, 0};
-    }
+    Queries queries;
+    for (int chunk = 0; chunk < kChunks && tile < tiles; ++chunk)
+      for (int i = 0; i < kLaneValues / 8; ++i) {
+        const int d = kChunkValues * chunk + kLaneValues * quarter + 8 * i;
+        const Half* const query = shared.queries[tile * kQueryTile + row];
+        queries[chunk][i] = d < D ? *reinterpret_cast<const Vector*>(query + d) : Vector{0, 0, 0, 0};
+      }
     __syncthreads();
     if (tile < tiles) {
       LanePartial partial;
@@ -294,23 +337,24 @@ struct DecodeAttention {
 }  // namespace edge_awq
 
 // Without the 1 the compiler saves registers by spilling some.
-#define DECODE_ATTENTION(D, suffix, is_adjusted)                                                             \
-  extern "C" __global__ void __launch_bounds__(32 * edge_awq::DecodeAttention<D, is_adjusted>::kMaxTiles, 1) \
-  decode_attention_##D##suffix(const edge_awq::DecodeAttentionArguments a) {                                 \
-    edge_awq::wait_for_previous_kernel();                                                                    \
-    edge_awq::DecodeAttention<D, is_adjusted>{a}.run();                                                      \
-    edge_awq::let_next_kernel_start();                                                                       \
+#define DECODE_ATTENTION(D, suffix, is_adjusted, Cache)                                                \
+  extern "C" __global__ void                                                                           \
+  __launch_bounds__(32 * edge_awq::DecodeAttention<D, is_adjusted, edge_awq::Cache>::kMaxTiles, 1)     \
+  decode_attention_##D##suffix(const edge_awq::DecodeAttentionArguments a) {                           \
+    edge_awq::wait_for_previous_kernel();                                                              \
+    edge_awq::DecodeAttention<D, is_adjusted, edge_awq::Cache>{a}.run();                               \
+    edge_awq::let_next_kernel_start();                                                                 \
   }
 
-DECODE_ATTENTION(64, , false)
-DECODE_ATTENTION(80, , false)
-DECODE_ATTENTION(96, , false)
-DECODE_ATTENTION(112, , false)
-DECODE_ATTENTION(128, , false)
-DECODE_ATTENTION(256, , false)
-DECODE_ATTENTION(64, _adjusted, true)
-DECODE_ATTENTION(80, _adjusted, true)
-DECODE_ATTENTION(96, _adjusted, true)
-DECODE_ATTENTION(112, _adjusted, true)
-DECODE_ATTENTION(128, _adjusted, true)
-DECODE_ATTENTION(256, _adjusted, true)
+#define DECODE_ATTENTIONS(D)                               \
+  DECODE_ATTENTION(D, , false, HalfCache)                  \
+  DECODE_ATTENTION(D, _adjusted, true, HalfCache)          \
+  DECODE_ATTENTION(D, _kv8, false, ByteCache)              \
+  DECODE_ATTENTION(D, _adjusted_kv8, true, ByteCache)
+
+DECODE_ATTENTIONS(64)
+DECODE_ATTENTIONS(80)
+DECODE_ATTENTIONS(96)
+DECODE_ATTENTIONS(112)
+DECODE_ATTENTIONS(128)
+DECODE_ATTENTIONS(256)

@@ -13,8 +13,8 @@ struct DecodeAttentionArguments {
   const Half* q;                // [tokens, num_heads * head_size], token_stride apart, not yet rotated
   const Half* k;                // [tokens, kv_num_heads * head_size], the same
   const Half* v;                // [tokens, kv_num_heads * head_size], the same
-  Half* key_cache;              // [kv_num_heads, capacity, head_size]; rows [past, past + tokens) are written
-  Half* value_cache;            // [kv_num_heads, capacity, head_size]; the same
+  void* key_cache;              // [kv_num_heads, capacity, head_size], cache.h; rows [past, past + tokens) are written
+  void* value_cache;            // [kv_num_heads, capacity, head_size]; the same
   const int64_t* past_length;   // [1], read on the device, so that one CUDA graph serves every step
   const float* cosines;         // [capacity, rotary_size / 2]; null if rotary_size is 0
   const float* sines;           // [capacity, rotary_size / 2]; the same
@@ -28,8 +28,12 @@ struct DecodeAttentionArguments {
   int splits;                   // of the cache, over blocks; 1 for prefill
   float scale;
   float softcap;                // a score becomes softcap * tanh(score / softcap), before the bias; 0: as it is
+  float* key_scales;            // [kv_num_heads, capacity], rows as those of key_cache; null if kv_bits is 16
+  float* value_scales;          // [kv_num_heads, capacity]; the same
+  int kv_bits;                  // of a cached key or value: 16, halves, or 8
 };
 
+constexpr int kMostHeadSize = 256;
 constexpr int kMaxDecodeTokens = 8;  // of one launch; more are a prompt
 constexpr int kQueryTile = 8;   // query rows (token and head) that a warp multiplies with its keys
 constexpr int kMinWarps = 4;    // per block

@@ -30,17 +30,31 @@ inline int decode_attention_counters(const DecodeAttentionArguments& a) {
   return a.kv_num_heads * QueryTiles(a).groups;
 }
 
-// `is_adjusted`: with slopes or a soft-cap.
-inline const char* decode_attention_kernel(int head_size, bool is_adjusted) {
-  switch (head_size) {
-    case 64: return is_adjusted ? "decode_attention_64_adjusted" : "decode_attention_64";
-    case 80: return is_adjusted ? "decode_attention_80_adjusted" : "decode_attention_80";
-    case 96: return is_adjusted ? "decode_attention_96_adjusted" : "decode_attention_96";
-    case 112: return is_adjusted ? "decode_attention_112_adjusted" : "decode_attention_112";
-    case 128: return is_adjusted ? "decode_attention_128_adjusted" : "decode_attention_128";
-    case 256: return is_adjusted ? "decode_attention_256_adjusted" : "decode_attention_256";
-    default: return nullptr;
-  }
+struct DecodeKernels {
+  int head_size;
+  const char* names[2][2];  // of a cache of halves, then of bytes; plain, then with slopes or a soft-cap
+};
+
+constexpr DecodeKernels kDecodeKernels[] = {
+    {64, {{"decode_attention_64", "decode_attention_64_adjusted"},
+      {"decode_attention_64_kv8", "decode_attention_64_adjusted_kv8"}}},
+    {80, {{"decode_attention_80", "decode_attention_80_adjusted"},
+      {"decode_attention_80_kv8", "decode_attention_80_adjusted_kv8"}}},
+    {96, {{"decode_attention_96", "decode_attention_96_adjusted"},
+      {"decode_attention_96_kv8", "decode_attention_96_adjusted_kv8"}}},
+    {112, {{"decode_attention_112", "decode_attention_112_adjusted"},
+      {"decode_attention_112_kv8", "decode_attention_112_adjusted_kv8"}}},
+    {128, {{"decode_attention_128", "decode_attention_128_adjusted"},
+      {"decode_attention_128_kv8", "decode_attention_128_adjusted_kv8"}}},
+    {256, {{"decode_attention_256", "decode_attention_256_adjusted"},
+      {"decode_attention_256_kv8", "decode_attention_256_adjusted_kv8"}}},
+};
+
+inline const char* decode_attention_kernel(const DecodeAttentionArguments& a) {
+  const bool is_adjusted = a.slopes || a.softcap != 0.0f;
+  for (const DecodeKernels& kernels : kDecodeKernels)
+    if (kernels.head_size == a.head_size) return kernels.names[a.kv_bits == 8][is_adjusted];
+  return nullptr;
 }
 
 // The most blocks of one split's size that a multiprocessor holds at once, by their registers.
@@ -50,14 +64,16 @@ constexpr int kMaxSplits = 64;
 // Into how many splits to deal a cache of up to `length` positions, on a GPU with so many multiprocessors: as many as
 // are resident at once, so that there is no second wave, but no more than pay off. Of a KV head with `rows` query rows
 // in `tiles` tiles, a block reads tiles * length / splits keys, a tile at a time, and the block that merges reads
-// splits * rows partial results as wide as a key and value; the sum is least at splits^2 = tiles * length / rows.
+// splits * rows partial results as wide as a key and value of 16 bits; the sum is least at
+// splits^2 = tiles * length / rows * kv_bits / 16.
 inline int decode_attention_splits(const DecodeAttentionArguments& a, int multiprocessors, int length) {
   const QueryTiles queries(a);
   const int rows = std::min(a.tokens * (a.num_heads / a.kv_num_heads), queries.per_group * kQueryTile);
   const int slices = std::max(1, kMinWarps / queries.per_group);
   const int resident = kResidentBlocks * multiprocessors / (a.kv_num_heads * queries.groups);
   const int useful = (length - 1) / (16 * slices) + 1;  // each warp has a tile of keys
-  const int balanced = static_cast<int>(std::sqrt(static_cast<double>(queries.per_group) * length / rows));
+  const double keys = static_cast<double>(queries.per_group) * length * a.kv_bits / 16;
+  const int balanced = static_cast<int>(std::sqrt(keys / rows));
   return std::clamp(std::min({resident, useful, balanced}), 1, kMaxSplits);
 }
 
@@ -68,17 +84,19 @@ inline std::string attention_refusal(const DecodeAttentionArguments& a) {
   if (a.rotary_size < 0 || a.rotary_size > a.head_size || a.rotary_size % 2 != 0)
     return refusal("rotary_size = %d, not an even number up to head_size = %d", a.rotary_size, a.head_size);
   if (a.capacity < a.tokens) return refusal("capacity = %d, less than tokens = %d", a.capacity, a.tokens);
+  if (a.kv_bits != 16 && a.kv_bits != 8) return refusal("kv_bits = %d, not 16 or 8", a.kv_bits);
   if (a.window < 0) return refusal("window = %d", a.window);
   if (!(a.softcap >= 0.0f) || std::isinf(a.softcap)) return refusal("softcap = %g", static_cast<double>(a.softcap));
   if (a.rotary_size > 0 && (!a.cosines || !a.sines))
     return refusal("rotary_size = %d without tables of cosines and sines", a.rotary_size);
   if (!is_aligned(a.key_cache) || !is_aligned(a.value_cache))
     return refusal("the caches at %p and %p are not aligned to 16 bytes", a.key_cache, a.value_cache);
+  if (a.kv_bits == 8 && (!a.key_scales || !a.value_scales)) return refusal("kv_bits = 8 without scales");
   return "";
 }
 
 inline Launch plan(const DecodeAttentionArguments& a) {
-  const char* kernel = decode_attention_kernel(a.head_size, a.slopes || a.softcap != 0.0f);
+  const char* kernel = decode_attention_kernel(a);
   if (!kernel) return refused("head_size = %d, not 64, 80, 96, 112, 128 or 256", a.head_size);
   if (a.tokens < 1 || a.tokens > kMaxDecodeTokens)
     return refused("tokens = %d, not 1 to %d", a.tokens, kMaxDecodeTokens);

@@ -20,16 +20,20 @@
 // keys 2 * quarter and the next of each 8, is what the second takes as weights, so nothing is exchanged but the maxima
 // of the four lanes that share a row. Values are turned on their way to registers.
 //
-// Sums are fp32; the weights, 0 to 1, are rounded to fp16, and it is the rounded ones that are added up. Every row is
-// summed in the order of its keys: same input, same bits.
+// Where the cache is bytes (cache.h), copies bring these to a place of their own, where every thread finds what it
+// copied itself and turns it into the halves of the tile. A scale for each key comes along by way of a register.
+//
+// Sums are fp32; the weights, 0 to 1, are rounded to fp16, and it is the rounded ones that are added up, unless they
+// are multiplied by scales. Every row is summed in the order of its keys: same input, same bits.
+#include "cache.h"
 #include "prefill.h"
-#include "scores.h"
 
 namespace edge_awq {
 
-template <int D>
+template <int D, class Cache>
 struct PrefillAttention {
-  using Shape = PrefillShape<D>;
+  using Element = typename Cache::Element;
+  using Shape = PrefillShape<D, Cache::kScaled>;
   static constexpr int kKeys = Shape::kKeys, kPitch = Shape::kPitch;
   static constexpr int kSteps = D / 16;       // of the product with keys
   static constexpr int kStepsAtOnce = Shape::kQueriesHeld ? kSteps : 4;  // unrolled further, wide heads spill registers
@@ -66,15 +70,97 @@ struct PrefillAttention {
 
   __device__ __forceinline__ int position_of(int r) const { return past + at_most(r, query_rows - 1) / share; }
 
+  __device__ __forceinline__ Vector* bytes() const { return shared + Shape::kBytes + threadIdx.x; }
+  __device__ __forceinline__ float* key_scales() const { return reinterpret_cast<float*>(shared + Shape::kScales); }
+  __device__ __forceinline__ float* value_scales() const { return key_scales() + kKeys; }
+
+  // A tile on its way: keys or values, where they go, and the scale of one of them.
+  struct Tile {
+    Vector* to;
+    float* scales;
+    float scale;
+  };
+
+  // Which 16 bytes of a tile of bytes a thread's copy n is: values d and on of a key. Four threads have 64 values.
+  struct Piece {
+    int key, d;
+  };
+  __device__ __forceinline__ static Piece piece(int n) {
+    const int i = threadIdx.x + n * kPrefillThreads;
+    return {i / 4 % kKeys, i / 4 / kKeys * 64 + i % 4 * 16};
+  }
+
   // A tile of a cache, which is contiguous there; zeros for keys that nobody sees.
-  __device__ __forceinline__ void copy_tile(Vector* to, const Half* cache, int first) const {
-    const Half* const from = cache + (static_cast<int64_t>(kv_head) * a.capacity + first) * D;
+  __device__ __forceinline__ void copy_halves(Vector* to, const Element* from, int first) const {
     #pragma unroll
     for (int n = 0; n < kCopies; ++n) {
       const int i = threadIdx.x + n * kPrefillThreads, key = i / (D / 8);
       copy_streamed_to_shared(to + key * kPitch + i % (D / 8), from + i * 8, first + key >= end_key);
     }
+  }
+
+  __device__ __forceinline__ void copy_bytes(const Element* from, int first) const {
+    #pragma unroll
+    for (int n = 0; n < Shape::kByteCopies; ++n) {
+      const Piece p = piece(n);
+      if (p.d < D)
+        copy_streamed_to_shared(bytes() + n * kPrefillThreads, from + p.key * D + p.d, first + p.key >= end_key);
+    }
+  }
+
+  __device__ __forceinline__ Tile copy_tile(Vector* to, const void* cache, float* scales, const float* from,
+                                            int first) const {
+    const int64_t place = static_cast<int64_t>(kv_head) * a.capacity + first;
+    const Element* const tile = static_cast<const Element*>(cache) + place * D;
+    Tile copied{to, scales, 0.0f};
+    if constexpr (Cache::kScaled) {
+      const int key = threadIdx.x;
+      copy_bytes(tile, first);
+      copied.scale = Cache::load_scale(from + place + key, key < kKeys && first + key < end_key);
+    } else {
+      copy_halves(to, tile, first);
+    }
     commit_copies();
+    return copied;
+  }
+  __device__ __forceinline__ Tile copy_keys(int first) const {
+    return copy_tile(keys(), a.key_cache, key_scales(), a.key_scales, first);
+  }
+  __device__ __forceinline__ Tile copy_values(int first) const {
+    return copy_tile(values(), a.value_cache, value_scales(), a.value_scales, first);
+  }
+
+  // Returns once the tile is there for all threads.
+  __device__ __forceinline__ void wait_for(const Tile& tile) const {
+    wait_for_copies<0>();
+    if constexpr (Cache::kScaled) {
+      #pragma unroll
+      for (int n = 0; n < Shape::kByteCopies; ++n) {
+        const Piece p = piece(n);
+        if (p.d < D) unpack(load_shared(bytes() + n * kPrefillThreads), tile.to + p.key * kPitch + p.d / 8);
+      }
+      if (threadIdx.x < kKeys) store_shared(tile.scales + threadIdx.x, tile.scale);
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ static void unpack(const Vector& bytes, Vector* halves) {
+    #pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      HalfPair pairs[4];
+      Cache::unpack(bytes, 4 * i, *reinterpret_cast<HalfPair(*)[2]>(pairs));
+      Cache::unpack(bytes, 4 * i + 2, *reinterpret_cast<HalfPair(*)[2]>(pairs + 2));
+      store_shared(halves + i, Vector{pairs[0], pairs[1], pairs[2], pairs[3]});
+    }
+  }
+
+  // Of the two neighbouring keys 8 * block + 2 * quarter and the next of a tile.
+  struct Scales {
+    float of[2];
+  };
+  __device__ __forceinline__ Scales scales_of(const float* scales, int block) const {
+    if constexpr (!Cache::kScaled) return {1.0f, 1.0f};
+    return load_shared(reinterpret_cast<const Scales*>(scales) + 4 * block + quarter);
   }
 
   __device__ __forceinline__ void rotate_queries() const {
@@ -116,7 +202,10 @@ struct PrefillAttention {
                                         Scores& scores) const {
     const int key = first + 2 * quarter;  // of scores[0][0]
     #pragma unroll
-    for (int i = 0; i < 4 * kKeyBlocks; ++i) scores[i / 4][i % 4] *= a.scale * kLog2E;
+    for (int block = 0; block < kKeyBlocks; ++block) {
+      const Scales scales = scales_of(key_scales(), block);
+      for (int i = 0; i < 4; ++i) scores[block][i] *= a.scale * kLog2E * scales.of[i % 2];
+    }
     if (a.softcap != 0.0f) {
       #pragma unroll
       for (int i = 0; i < 4 * kKeyBlocks; ++i) scores[i / 4][i % 4] = capped(scores[i / 4][i % 4], a.softcap);
@@ -140,8 +229,8 @@ struct PrefillAttention {
   }
 
   // Softmax weights relative to the new maximum, as pairs of neighbouring keys; what was summed before is rescaled.
-  __device__ __forceinline__ static void weigh(const Scores& scores, Partial& partial,
-                                               HalfPair (&weights)[kKeyBlocks][2]) {
+  __device__ __forceinline__ void weigh(const Scores& scores, Partial& partial,
+                                        HalfPair (&weights)[kKeyBlocks][2]) const {
     #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float maximum = partial.maximum[half], sum = 0.0f;
@@ -150,10 +239,11 @@ struct PrefillAttention {
       for (int mask = 1; mask < 4; mask *= 2) maximum = larger(maximum, shuffle_xor(maximum, mask));
       #pragma unroll
       for (int block = 0; block < kKeyBlocks; ++block) {
-        const Half first = to_half(power_of_two(scores[block][2 * half] - maximum));
-        const Half second = to_half(power_of_two(scores[block][2 * half + 1] - maximum));
-        weights[block][half] = pair(first, second);
-        sum += to_float(first) + to_float(second);
+        const Scales scales = scales_of(value_scales(), block);
+        const auto first = Cache::weigh(scores[block][2 * half] - maximum, scales.of[0]);
+        const auto second = Cache::weigh(scores[block][2 * half + 1] - maximum, scales.of[1]);
+        weights[block][half] = pair(first.operand, second.operand);
+        sum += first.counted() + second.counted();  // asked for late: sm_90 has no register left
       }
       const float rescaling = power_of_two(partial.maximum[half] - maximum);
       partial.maximum[half] = maximum;
@@ -178,7 +268,7 @@ struct PrefillAttention {
     }
   }
 
-  __device__ __forceinline__ void attend(Queries& held, Partial& partial) const {
+  __device__ __forceinline__ void attend(Queries& held, Tile fresh, Partial& partial) const {
     int positions[2];
     float slopes[2] = {};
     for (int half = 0; half < 2; ++half) {
@@ -188,15 +278,13 @@ struct PrefillAttention {
     }
     #pragma unroll 1
     for (int first = first_key; first < end_key; first += kKeys) {
-      wait_for_copies<0>();
-      __syncthreads();  // the keys have landed, and nobody needs the values before these any more
-      copy_tile(values(), a.value_cache, first);
+      wait_for(fresh);  // the keys; nobody needs the values before these any more
+      fresh = copy_values(first);
       Scores scores = {};
       multiply_with_keys(held, scores);
       score(first, positions, slopes, scores);
-      wait_for_copies<0>();
-      __syncthreads();  // the values have landed, and nobody needs these keys any more
-      if (first + kKeys < end_key) copy_tile(keys(), a.key_cache, first + kKeys);
+      wait_for(fresh);  // the values; nobody needs these keys any more
+      if (first + kKeys < end_key) fresh = copy_keys(first + kKeys);
       HalfPair weights[kKeyBlocks][2];
       weigh(scores, partial, weights);
       add_values(weights, partial);
@@ -222,7 +310,7 @@ struct PrefillAttention {
   }
 
   __device__ __forceinline__ void run() const {
-    copy_tile(keys(), a.key_cache, first_key);
+    const Tile first_keys = copy_keys(first_key);
     rotate_queries();
     __syncthreads();
     Queries held;
@@ -231,44 +319,53 @@ struct PrefillAttention {
       for (int step = 0; step < kSteps; ++step) load_queries(step, held[step]);
     }
     Partial partial;
-    attend(held, partial);
+    attend(held, first_keys, partial);
     store(partial);
   }
 };
 
 // A token's keys and values, all heads; past the end of the cache nothing is written.
+template <class Cache>
 __device__ __forceinline__ void append(const DecodeAttentionArguments& a) {
   const int token = blockIdx.x, position = static_cast<int>(load_global(a.past_length)) + token;
   if (position >= a.capacity) return;
-  for (int i = threadIdx.x; i < a.kv_num_heads * a.head_size; i += kAppendThreads) {
-    const int head = i / a.head_size, d = i % a.head_size;
-    const int64_t source = static_cast<int64_t>(token) * a.kv_stride + head * a.head_size;
-    const int64_t place = (static_cast<int64_t>(head) * a.capacity + position) * a.head_size + d;
-    store_global(a.key_cache + place, to_half(rotated(a, a.k + source, d, position)));
-    store_global(a.value_cache + place, load_global(a.v + source + d));
+  if constexpr (Cache::kScaled) {
+    for (int i = threadIdx.x / kWarpSize; i < 2 * a.kv_num_heads; i += kAppendThreads / kWarpSize)
+      append_row<kMostHeadSize>(a, token, i / 2, position, i % 2);
+  } else {
+    for (int i = threadIdx.x; i < a.kv_num_heads * a.head_size; i += kAppendThreads)
+      append_value(a, token, i / a.head_size, position, i % a.head_size);
   }
 }
 
 }  // namespace edge_awq
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kAppendThreads)
-append_kv(const edge_awq::DecodeAttentionArguments a) {
-  edge_awq::wait_for_previous_kernel();
-  edge_awq::append(a);
-  edge_awq::let_next_kernel_start();
-}
-
-#define PREFILL_ATTENTION(D)                                                     \
-  extern "C" __global__ void __launch_bounds__(edge_awq::kPrefillThreads, 2)     \
-  prefill_attention_##D(const edge_awq::DecodeAttentionArguments a) {            \
+#define APPEND(name, Cache)                                                      \
+  extern "C" __global__ void __launch_bounds__(edge_awq::kAppendThreads)         \
+  name(const edge_awq::DecodeAttentionArguments a) {                             \
     edge_awq::wait_for_previous_kernel();                                        \
-    edge_awq::PrefillAttention<D>{a}.run();                                      \
+    edge_awq::append<edge_awq::Cache>(a);                                        \
     edge_awq::let_next_kernel_start();                                           \
   }
 
-PREFILL_ATTENTION(64)
-PREFILL_ATTENTION(80)
-PREFILL_ATTENTION(96)
-PREFILL_ATTENTION(112)
-PREFILL_ATTENTION(128)
-PREFILL_ATTENTION(256)
+#define PREFILL_ATTENTION(D, suffix, Cache)                                      \
+  extern "C" __global__ void __launch_bounds__(edge_awq::kPrefillThreads, 2)     \
+  prefill_attention_##D##suffix(const edge_awq::DecodeAttentionArguments a) {    \
+    edge_awq::wait_for_previous_kernel();                                        \
+    edge_awq::PrefillAttention<D, edge_awq::Cache>{a}.run();                     \
+    edge_awq::let_next_kernel_start();                                           \
+  }
+
+#define PREFILL_ATTENTIONS(suffix, Cache)  \
+  PREFILL_ATTENTION(64, suffix, Cache)   \
+  PREFILL_ATTENTION(80, suffix, Cache)   \
+  PREFILL_ATTENTION(96, suffix, Cache)   \
+  PREFILL_ATTENTION(112, suffix, Cache)  \
+  PREFILL_ATTENTION(128, suffix, Cache)  \
+  PREFILL_ATTENTION(256, suffix, Cache)
+
+APPEND(append_kv, HalfCache)
+APPEND(append_kv8, ByteCache)
+
+PREFILL_ATTENTIONS(, HalfCache)
+PREFILL_ATTENTIONS(_kv8, ByteCache)

@@ -6,20 +6,26 @@
 
 namespace edge_awq {
 
-// A PrefillShape as its launches see it.
-struct PrefillKernel {
+// The PrefillShapes of a head size as their launches see them: for a cache of halves, then of bytes.
+struct PrefillKernels {
   int head_size;
-  const char* name;
-  int shared_bytes;
+  const char* names[2];
+  int shared_bytes[2];
 };
 
-constexpr PrefillKernel kPrefillKernels[] = {
-    {64, "prefill_attention_64", PrefillShape<64>::kSharedBytes},
-    {80, "prefill_attention_80", PrefillShape<80>::kSharedBytes},
-    {96, "prefill_attention_96", PrefillShape<96>::kSharedBytes},
-    {112, "prefill_attention_112", PrefillShape<112>::kSharedBytes},
-    {128, "prefill_attention_128", PrefillShape<128>::kSharedBytes},
-    {256, "prefill_attention_256", PrefillShape<256>::kSharedBytes},
+constexpr PrefillKernels kPrefillKernels[] = {
+    {64, {"prefill_attention_64", "prefill_attention_64_kv8"},
+     {PrefillShape<64>::kSharedBytes, PrefillShape<64, true>::kSharedBytes}},
+    {80, {"prefill_attention_80", "prefill_attention_80_kv8"},
+     {PrefillShape<80>::kSharedBytes, PrefillShape<80, true>::kSharedBytes}},
+    {96, {"prefill_attention_96", "prefill_attention_96_kv8"},
+     {PrefillShape<96>::kSharedBytes, PrefillShape<96, true>::kSharedBytes}},
+    {112, {"prefill_attention_112", "prefill_attention_112_kv8"},
+     {PrefillShape<112>::kSharedBytes, PrefillShape<112, true>::kSharedBytes}},
+    {128, {"prefill_attention_128", "prefill_attention_128_kv8"},
+     {PrefillShape<128>::kSharedBytes, PrefillShape<128, true>::kSharedBytes}},
+    {256, {"prefill_attention_256", "prefill_attention_256_kv8"},
+     {PrefillShape<256>::kSharedBytes, PrefillShape<256, true>::kSharedBytes}},
 };
 
 inline std::string prefill_refusal(const DecodeAttentionArguments& a) {
@@ -31,7 +37,7 @@ inline std::string prefill_refusal(const DecodeAttentionArguments& a) {
 // The first launch: the new tokens' keys and values join the cache, whatever the head size.
 inline Launch plan_append(const DecodeAttentionArguments& a) {
   if (const std::string reason = prefill_refusal(a); !reason.empty()) return {nullptr, 0, 0, reason};
-  return {"append_kv", static_cast<unsigned>(a.tokens), kAppendThreads, ""};
+  return {a.kv_bits == 8 ? "append_kv8" : "append_kv", static_cast<unsigned>(a.tokens), kAppendThreads, ""};
 }
 
 // The second launch: attention over the cache, which holds the new tokens by then.
@@ -42,10 +48,11 @@ inline Launch plan_prefill(const DecodeAttentionArguments& a) {
   const int64_t blocks = ((rows - 1) / kPrefillRows + 1) * a.kv_num_heads;
   if (rows > 0x7fffffff - kPrefillRows || blocks > 0x7fffffff)
     return refused("tokens = %d of %d heads are more than one launch computes", a.tokens, a.num_heads);
-  for (const PrefillKernel& kernel : kPrefillKernels)
-    if (kernel.head_size == a.head_size)
-      return {kernel.name, static_cast<unsigned>(blocks), kPrefillThreads, "",
-              static_cast<unsigned>(kernel.shared_bytes)};
+  const bool is_bytes = a.kv_bits == 8;
+  for (const PrefillKernels& kernels : kPrefillKernels)
+    if (kernels.head_size == a.head_size)
+      return {kernels.names[is_bytes], static_cast<unsigned>(blocks), kPrefillThreads, "",
+              static_cast<unsigned>(kernels.shared_bytes[is_bytes])};
   return refused("head_size = %d, not 64, 80, 96, 112, 128 or 256", a.head_size);
 }
 

@@ -30,6 +30,15 @@ __device__ __forceinline__ Vector load_vector(const void* address) {
   return *static_cast<const Vector*>(address);
 }
 
+// A smaller number of that kind (the scale of a key or value).
+template <class T>
+__device__ __forceinline__ T load_in_block(const T* address) {
+#ifndef __CUDACC__
+  fibers::note_block_read(address, sizeof(T));
+#endif
+  return *address;
+}
+
 // A value that several threads or blocks read, and one that is written. On a CPU each place can be counted, once.
 template <class T>
 __device__ __forceinline__ T load_global(const T* address) {

@@ -6,7 +6,7 @@ of up to 2^-22 per step (twice a cut's 2^-23). Bounds are those of tests/plugins
 
 import numpy as np
 import pytest
-from attention_harness import Heads, Result, random_step
+from attention_harness import Heads, Result, check_caches, quantized, random_step
 from attention_harness import reference as attention_reference
 from matmul_harness import Fp16Matrix, activations, assert_product, pack, random_matrix
 from test_norm import EPSILON, assert_normed
@@ -105,8 +105,10 @@ ATTENTIONS += [Heads(kv=4, size=128, rotary=0, alibi=True), Heads(kv=2, share=2,
 def run_attention(device, step):
     heads = step.heads
     op = device.op("CachedAttention", num_heads=heads.kv * heads.share, kv_num_heads=heads.kv, head_size=heads.size,
-                   scale=float(heads.scale), window=heads.window, softcap=heads.softcap, has_slopes=int(heads.alibi))
-    caches = [device.put(each[None]) for each in (step.key_cache, step.value_cache)]
+                   scale=float(heads.scale), window=heads.window, softcap=heads.softcap, has_slopes=int(heads.alibi),
+                   kv_bits=step.kv_bits)
+    arrays = [step.key_cache, step.value_cache, step.key_scales, step.value_scales]
+    caches = [device.put(each[None]) for each in arrays if each is not None]
     tables = [np.array([step.past]), step.cosines, step.sines, *[heads.op_slopes] * heads.alibi]
     inputs = [*(device.put(each[None]) for each in (step.q, step.k, step.v)), *caches, *map(device.put, tables)]
     y = device.poisoned((1, *step.q.shape))
@@ -126,6 +128,16 @@ def check_attention(device, step):
 
 def name_of_heads(heads):
     return (f"{heads.kv}x{heads.share}x{heads.size}" + "-alibi" * heads.alibi + "-softcap" * bool(heads.softcap))
+
+
+@pytest.mark.parametrize(("past", "tokens"), [(0, 1), (63, 4), (300, 1), (300, 130)])
+@pytest.mark.parametrize("heads", ATTENTIONS, ids=name_of_heads)
+def test_attention_over_bytes(device, rng, heads, past, tokens):
+    step = quantized(random_step(rng, heads, past, tokens, capacity=512))
+    result = run_attention(device, step)
+    exact, bound = attention_reference(step, result)
+    assert (np.abs(result.y - exact) <= CUT * bound).all()
+    check_caches(step, result)
 
 
 @pytest.mark.parametrize("tokens", [1, 4])

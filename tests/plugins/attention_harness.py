@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ class DecodeAttentionArguments(ctypes.Structure):
             "window", "splits")),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
+        ("key_scales", ctypes.c_void_p),
+        ("value_scales", ctypes.c_void_p),
+        ("kv_bits", ctypes.c_int),
     )
 
 
@@ -68,6 +72,8 @@ class Step:
         q: float16 [tokens, heads * size]; k, v: float16 [tokens, kv heads * size].
         key_cache, value_cache: float16 [kv heads, capacity, size]; rows from ``past`` on hold NaNs.
         cosines, sines: float32 [capacity, rotary / 2].
+        key_scales, value_scales: float32 [kv heads, capacity] where the caches are uint8, 128 + x / scale; see
+            quantized().
     """
 
     heads: Heads
@@ -79,6 +85,12 @@ class Step:
     value_cache: np.ndarray
     cosines: np.ndarray
     sines: np.ndarray
+    key_scales: np.ndarray | None = None
+    value_scales: np.ndarray | None = None
+
+    @property
+    def kv_bits(self) -> int:
+        return 8 * self.key_cache.itemsize
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,37 @@ class Result:
     y: np.ndarray
     key_cache: np.ndarray
     value_cache: np.ndarray
+    key_scales: np.ndarray | None = None
+    value_scales: np.ndarray | None = None
+
+    @property
+    def keys(self) -> np.ndarray:
+        """What the cache means, float64."""
+        return dequantized(self.key_cache, self.key_scales)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The same."""
+        return dequantized(self.value_cache, self.value_scales)
+
+
+def dequantized(cache: np.ndarray, scales: np.ndarray | None) -> np.ndarray:
+    """The numbers in a cache of either kind, float64."""
+    if scales is None:
+        return cache.astype(np.float64)
+    return (cache.astype(np.float64) - 128) * scales[..., None].astype(np.float64)
+
+
+def quantized(step: Step) -> Step:
+    """The same step over a cache of bytes: scale = max |x| / 127 per head and token; where NaNs were, NaN scales."""
+    caches, scales = [], []
+    for cache in (step.key_cache, step.value_cache):
+        scale = (np.abs(cache.astype(np.float32)).max(-1) / 127).astype(np.float32)
+        ratio = cache / np.where(scale > 0, scale, 1)[..., None].astype(np.float64)
+        caches.append((128 + np.nan_to_num(np.rint(ratio), nan=127)).astype(np.uint8))
+        scales.append(scale)
+    return dataclasses.replace(step, key_cache=caches[0], value_cache=caches[1], key_scales=scales[0],
+                               value_scales=scales[1])
 
 
 def random_step(rng: np.random.Generator, heads: Heads, past: int, tokens: int = 1,
@@ -133,22 +176,23 @@ def _prepared(step: Step, splits: int, fused: bool) -> tuple[DecodeAttentionArgu
     if fused:
         joined = guarded(np.concatenate(new, axis=1))
         new = np.split(joined, np.cumsum([each.shape[1] for each in new[:2]]), axis=1)
-    caches = [guarded(step.key_cache), guarded(step.value_cache)]
+    caches = [None if each is None else guarded(each) for each in
+              (step.key_cache, step.value_cache, step.key_scales, step.value_scales)]
     tables = [guarded(np.array([step.past])),
               *(guarded(each) if heads.rotary else None for each in (step.cosines, step.sines)),
               None if heads.slopes is None else guarded(heads.slopes)]
     halves_apart = [each.strides[0] // each.itemsize for each in new[:2]]
     arguments = DecodeAttentionArguments(
-        *map(pointer, (*new, *caches, *tables)), pointer(y), None, None, tokens, heads.kv * heads.share, heads.kv,
+        *map(pointer, (*new, *caches[:2], *tables)), pointer(y), None, None, tokens, heads.kv * heads.share, heads.kv,
         heads.size, heads.rotary, caches[0].shape[1], *halves_apart, heads.window, splits, heads.scale,
-        heads.softcap)
+        heads.softcap, *map(pointer, caches[2:]), step.kv_bits)
     return arguments, Result(y, *caches), [*new, *tables]
 
 
-def splits_for(heads: Heads, tokens: int, multiprocessors: int, length: int) -> int:
+def splits_for(heads: Heads, tokens: int, multiprocessors: int, length: int, kv_bits: int = 16) -> int:
     """The host's choice of splits."""
     arguments = DecodeAttentionArguments(tokens=tokens, num_heads=heads.kv * heads.share, kv_num_heads=heads.kv,
-                                         head_size=heads.size)
+                                         head_size=heads.size, kv_bits=kv_bits)
     return library().edge_awq_decode_attention_splits(ctypes.byref(arguments), multiprocessors, length)
 
 
@@ -166,6 +210,48 @@ def rotated(x: np.ndarray, step: Step) -> np.ndarray:
     return np.concatenate([a * cos - b_sin, b * cos + a_sin, kept], axis=2)
 
 
+@dataclass(frozen=True)
+class Attention:
+    """A step in float64 over caches as they are after it.
+
+    Attributes:
+        q: [heads, tokens, size], rotated and rounded to fp16; keys, values: [heads, total, size].
+        scores: before the soft-cap; weights: of the softmax; distance: of tokens from keys; all [heads, tokens, total].
+        y: [heads, tokens, size].
+    """
+
+    q: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    scores: np.ndarray
+    distance: np.ndarray
+    weights: np.ndarray
+    y: np.ndarray
+
+    @classmethod
+    def of(cls, step: Step, keys: np.ndarray, values: np.ndarray) -> Attention:
+        """Over keys and values, float64 [kv heads, capacity, size]."""
+        heads, tokens = step.heads, len(step.q)
+        total = step.past + tokens
+        q = rotated(step.q.reshape(tokens, -1, heads.size), step).transpose(1, 0, 2)
+        q = q.astype(np.float16).astype(np.float64)
+        keys, values = (np.repeat(each[:, :total], heads.share, axis=0) for each in (keys, values))
+        products = heads.scale * q @ keys.transpose(0, 2, 1)
+        scores = heads.softcap * np.tanh(products / heads.softcap) if heads.softcap else products
+        distance = step.past + np.arange(tokens)[:, None] - np.arange(total)
+        if heads.alibi:
+            scores = scores - heads.slopes[:, None, None] * distance
+        visible = (distance >= 0) & ((distance < heads.window) | (heads.window == 0))
+        weights = np.where(visible, np.exp(scores - np.where(visible, scores, -np.inf).max(-1, keepdims=True)), 0)
+        weights /= weights.sum(-1, keepdims=True)
+        return cls(q, keys, values, scores, distance, weights, weights @ values)
+
+    @property
+    def spread(self) -> np.ndarray:
+        """How far values are from y, weighted: [heads, tokens, size]."""
+        return np.einsum("htk,htkd->htd", self.weights, np.abs(self.values[:, None] - self.y[:, :, None]))
+
+
 def reference(step: Step, result: Result) -> tuple[np.ndarray, np.ndarray]:
     """y in float64 over the caches as the kernel left them, and how far the kernel may be from it.
 
@@ -174,32 +260,27 @@ def reference(step: Step, result: Result) -> tuple[np.ndarray, np.ndarray]:
     of at most exp(2 moved), for it is relative to their sum; rounding weights to fp16 and powers of two add less than
     3 * 2^-11. Such a factor moves y by no more than it times the weighted distance of the values from y. Weights below
     fp16's normal numbers are off by 2^-25 of the largest weight.
+
+    Over bytes a score has two more roundings. A weight is rounded after the value's scale has joined it, and the sum is
+    not of these: up to 2^-11 of the weighted values more. 64 times the weight times the scale is off by 2^-25 if it is
+    below fp16's normal numbers, and the value is then up to 127.
     """
-    heads, tokens = step.heads, len(step.q)
-    total = step.past + tokens
-    q = rotated(step.q.reshape(tokens, -1, heads.size), step).transpose(1, 0, 2)  # [heads, tokens, size]
-    q = q.astype(np.float16).astype(np.float64)
-    keys, values = (np.repeat(cache[:, :total].astype(np.float64), heads.share, axis=0)
-                    for cache in (result.key_cache, result.value_cache))
-    scores = heads.scale * q @ keys.transpose(0, 2, 1)  # [heads, tokens, total]
-    moved = heads.scale * np.abs(q) @ np.abs(keys).transpose(0, 2, 1) * (heads.size + 3) * UNIT_ROUNDOFF
+    heads, found = step.heads, Attention.of(step, result.keys, result.values)
+    total = found.keys.shape[1]
+    roundings = heads.size + (3 if result.key_scales is None else 5)
+    moved = heads.scale * np.abs(found.q) @ np.abs(found.keys).transpose(0, 2, 1) * roundings * UNIT_ROUNDOFF
     if heads.softcap:
-        scores = heads.softcap * np.tanh(scores / heads.softcap)
         moved += heads.softcap * 2.0**-19
-    distance = step.past + np.arange(tokens)[:, None] - np.arange(total)
     if heads.alibi:
-        scores -= heads.slopes[:, None, None] * distance
-        moved += 4 * UNIT_ROUNDOFF * (np.abs(scores) + heads.slopes[:, None, None] * np.abs(distance))
-    visible = (distance >= 0) & ((distance < heads.window) | (heads.window == 0))
-    weights = np.where(visible, np.exp(scores - np.where(visible, scores, -np.inf).max(-1, keepdims=True)), 0)
-    weights /= weights.sum(-1, keepdims=True)
-    y = weights @ values
-    moved = moved.max(-1, keepdims=True)
-    spread = np.abs(values[:, None] - y[:, :, None])  # [heads, tokens, total, size]
-    factor = np.expm1(2 * moved) + 3 * HALF_ROUNDOFF + total * UNIT_ROUNDOFF
-    bound = factor * np.einsum("htk,htkd->htd", weights, spread)
-    bound += total * HALF_SMALLEST / 2 * np.abs(values).max() + HALF_ROUNDOFF * np.abs(y) + HALF_SMALLEST
-    return tuple(each.transpose(1, 0, 2).reshape(tokens, -1) for each in (y, bound))
+        slopes = heads.slopes[:, None, None]
+        moved += 4 * UNIT_ROUNDOFF * (np.abs(found.scores) + slopes * np.abs(found.distance))
+    factor = np.expm1(2 * moved.max(-1, keepdims=True)) + 3 * HALF_ROUNDOFF + total * UNIT_ROUNDOFF
+    bound = factor * found.spread + HALF_ROUNDOFF * np.abs(found.y) + HALF_SMALLEST
+    if result.key_scales is None:
+        bound += total * HALF_SMALLEST / 2 * np.abs(found.values).max()
+    else:
+        bound += HALF_ROUNDOFF * found.weights @ np.abs(found.values) + total * HALF_SMALLEST / 2 * 127 / 64
+    return tuple(each.transpose(1, 0, 2).reshape(len(step.q), -1) for each in (found.y, bound))
 
 
 def check_result(step: Step, result: Result) -> None:
@@ -215,8 +296,24 @@ def check_caches(step, result):
     rows = slice(step.past, step.past + len(step.q))
     heads = step.heads
     new_keys = rotated(step.k.reshape(len(step.k), heads.kv, heads.size), step).transpose(1, 0, 2)
-    np.testing.assert_allclose(result.key_cache[:, rows], new_keys, rtol=2.0**-10, atol=2.0**-20)
-    new_values = step.v.reshape(len(step.v), heads.kv, heads.size).transpose(1, 0, 2)
-    np.testing.assert_array_equal(result.value_cache[:, rows], new_values)
-    for before, after in ((step.key_cache, result.key_cache), (step.value_cache, result.value_cache)):
+    new_values = step.v.reshape(len(step.v), heads.kv, heads.size).transpose(1, 0, 2).astype(np.float64)
+    if result.key_scales is None:
+        np.testing.assert_allclose(result.key_cache[:, rows], new_keys, rtol=2.0**-10, atol=2.0**-20)
+        np.testing.assert_array_equal(result.value_cache[:, rows], new_values)
+    else:
+        check_new_bytes(result.key_cache[:, rows], result.key_scales[:, rows], new_keys)
+        check_new_bytes(result.value_cache[:, rows], result.value_scales[:, rows], new_values)
+    for name in ("key_cache", "value_cache", *(() if result.key_scales is None else ("key_scales", "value_scales"))):
+        before, after = getattr(step, name), getattr(result, name)
         np.testing.assert_array_equal(np.delete(after, rows, 1), np.delete(before, rows, 1))
+
+
+def check_new_bytes(stored, scales, exact):
+    """Scales are the largest value over 127, and bytes are half of one off.
+
+    Rotation, scale and quotient in fp32, with a GPU's reciprocal, add less than 2^-20 of the largest value.
+    """
+    largest = np.abs(exact).max(-1)
+    np.testing.assert_allclose(scales, largest / 127, rtol=2.0**-21, atol=0)
+    off = np.abs(dequantized(stored, scales) - exact)
+    assert (off <= (0.5 / 127 + 2.0**-20) * largest[..., None]).all() and stored.min() >= 1

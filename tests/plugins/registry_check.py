@@ -73,6 +73,7 @@ def main():
         "fields": {each.name: [field.name for field in each.field_names] for each in creators()},
         "Int4MatMul": describe(create("Int4MatMul", **matmul)),
         "CachedAttention": describe(create("CachedAttention", **attention)),
+        "CachedAttention of bytes": describe(create("CachedAttention", **attention, kv_bits=8)),
         "refused": [create("Int4MatMul", **matmul | {"K": 100}) is None, create("Int4MatMul", K=128) is None,
                     create("Int4MatMul", **matmul, colour=1) is None,
                     create("Int4MatMul", **matmul, contract_version=99) is None],

@@ -62,10 +62,14 @@ def _dump(path: Path, option: str) -> str:
 
 
 def _longest_loop(code: list[tuple[int, str]]) -> tuple[str, ...]:
-    """From the target of a backward branch to the branch."""
+    """From the target of a backward branch to the branch.
+
+    Behind a kernel's end lies what shuffles branch to where a warp has come apart; the way back from there is no loop.
+    """
     loops = [()]
     for last, text in code:
         branch = _BRANCH.search(text)
         if branch and int(branch[1], 16) < last:
-            loops.append(tuple(each for address, each in code if int(branch[1], 16) <= address <= last))
+            loop = tuple(each for address, each in code if int(branch[1], 16) <= address <= last)
+            loops += [loop] if "EXIT" not in loop else []
     return max(loops, key=lambda loop: (any(text.startswith("HMMA") for text in loop), len(loop)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import vtable
-from attention_harness import Heads, Result, random_step
+from attention_harness import Heads, Result, quantized, random_step
 from attention_harness import reference as attention_reference
 from kernel_harness import guarded, poisoned
 from library_harness import Device
@@ -19,6 +19,7 @@ MATMUL_TYPES = [HALF, INT8, HALF, INT8, HALF]  # x, qweight, scales, zero_points
 HEADS = Heads(kv=2, share=2, size=64, rotary=64)
 ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": HEADS.scale, "window": 0, "softcap": 0.0}
 ATTENTION_TYPES = [HALF, HALF, HALF, HALF, HALF, INT64, FLOAT, FLOAT, FLOAT, HALF, HALF, HALF]
+BYTES_TYPES = [HALF, HALF, HALF, INT8, INT8, FLOAT, FLOAT, INT64, FLOAT, FLOAT, HALF, INT8, INT8, FLOAT, FLOAT]
 ROUNDINGS = 400
 
 
@@ -181,6 +182,25 @@ def test_types_and_shapes_of_outputs(device, generation):
         assert product.output_shape(1, inputs) is product.output_shape(0, inputs[:3]) is None
 
 
+def test_a_cache_of_bytes_has_scales(device, generation):
+    """Two more inputs and outputs, each output the memory of its input; no slopes here."""
+    plugin = creators(device, generation)["CachedAttention"].create(**ATTENTION, kv_bits=8, has_slopes=0)
+    inputs = [[11, 12, 13], [14, 15, 16], [17, 18, 19], [21, 22, 23, 24], [25, 26, 27, 28], [21, 22, 23], [25, 26, 27],
+              [31], [41, 42], [51, 52]]
+    present = [inputs[0], *inputs[3:7]]
+    described = [desc(generation, (1,), kind) for kind in BYTES_TYPES]
+    if generation == 10:
+        assert plugin.output_count() == 5 and plugin.output_types(BYTES_TYPES[:10], 5) == BYTES_TYPES[10:]
+        assert plugin.output_shapes(inputs, 5) == present
+        assert [plugin.aliased_input(i) for i in range(6)] == [-1, 3, 4, 5, 6, -1]
+        described = [vtable.DynamicDesc10(each) for each in described]
+    else:
+        assert plugin.output_count() == 5 and [plugin.output_type(i) for i in range(5)] == BYTES_TYPES[10:]
+        assert [plugin.output_shape(i, inputs) for i in range(5)] == present
+    assert all(plugin.supports(i, described, 10) for i in range(15))
+    assert not plugin.supports(3, [*described[:3], described[0], *described[4:]], 10)
+
+
 def test_configure_refuses_what_no_kernel_takes(device, generation):
     plugin = creators(device, generation)["Int4MatMul"].create(**MATMUL)
     weights = [ranged(generation, shape, shape, kind) for shape, kind in
@@ -200,10 +220,11 @@ def test_configure_refuses_what_no_kernel_takes(device, generation):
 # ---- copies ----
 
 
-def test_clones_and_engines_keep_the_attributes(device, generation):
+@pytest.mark.parametrize("kv_bits", [16, 8])
+def test_clones_and_engines_keep_the_attributes(device, generation, kv_bits):
     creator = creators(device, generation)["CachedAttention"]
-    plugin = creator.create(**ATTENTION)
-    expected = ATTENTION | {"packed_qkv": 0, "has_slopes": 1}
+    plugin = creator.create(**ATTENTION, **({} if kv_bits == 16 else {"kv_bits": kv_bits}))
+    expected = ATTENTION | {"packed_qkv": 0, "has_slopes": 1, "kv_bits": kv_bits}
     if generation == 10:
         for each in (plugin, plugin.clone(), plugin.attach()):
             kept = each.serialized()
@@ -245,22 +266,28 @@ def test_matmul_runs(device, generation, rng):
     assert device.driver.fake_calls().decode() == "cuLaunchKernel int4_gemv_g128 2 1 1 256 1 1 0 9\n"
 
 
-@pytest.mark.parametrize(("tokens", "has_slopes", "kernels"), [
-    (2, 0, ["decode_attention_64"]), (2, 1, ["decode_attention_64_adjusted"]),
-    (11, 0, ["append_kv", "prefill_attention_64"])], ids=["plain", "slopes", "prompt"])
-def test_attention_runs_in_place(device, generation, rng, tokens, has_slopes, kernels):
-    made = creators(device, generation)["CachedAttention"].create(**ATTENTION, has_slopes=has_slopes)
-    plugin = made.clone()
+@pytest.mark.parametrize(("tokens", "changes", "kernels"), [
+    (2, {"has_slopes": 0}, ["decode_attention_64"]), (2, {}, ["decode_attention_64_adjusted"]),
+    (2, {"has_slopes": 0, "kv_bits": 8}, ["decode_attention_64_kv8"]),
+    (11, {"has_slopes": 0}, ["append_kv", "prefill_attention_64"]),
+    (11, {"kv_bits": 8}, ["append_kv8", "prefill_attention_64_kv8"])],
+    ids=["plain", "slopes", "bytes", "prompt", "prompt-bytes"])
+def test_attention_runs_in_place(device, generation, rng, tokens, changes, kernels):
+    made = creators(device, generation)["CachedAttention"].create(**ATTENTION, **changes)
+    plugin, has_slopes, is_bytes = made.clone(), changes.get("has_slopes", 1), "kv_bits" in changes
     step = random_step(rng, HEADS, past=150, tokens=tokens, capacity=200)
-    caches = [guarded(each[None]) for each in (step.key_cache, step.value_cache)]
+    step = quantized(step) if is_bytes else step
+    arrays = [step.key_cache, step.value_cache, step.key_scales, step.value_scales][:4 if is_bytes else 2]
+    caches, types = [guarded(each[None]) for each in arrays], BYTES_TYPES if is_bytes else ATTENTION_TYPES
+    types = [*types[:10], FLOAT] if is_bytes else types
     inputs = [*(guarded(each[None]) for each in (step.q, step.k, step.v)), *caches,
               *map(guarded, (np.array([step.past]), step.cosines, step.sines, *[HEADS.op_slopes] * has_slopes))]
     y = poisoned(1, *step.q.shape)
-    shapes = descs(generation, inputs, ATTENTION_TYPES)
-    largest = [ranged(10, each.shape, each.shape, kind) for each, kind in zip(inputs, ATTENTION_TYPES, strict=False)]
+    shapes = descs(generation, inputs, types)
+    largest = [ranged(10, each.shape, each.shape, kind) for each, kind in zip(inputs, types, strict=False)]
     workspace = np.full(plugin.workspace_bytes(largest if generation == 10 else shapes), 0xFF, np.uint8)
     assert plugin.enqueue(shapes, addresses(inputs), addresses([y, *caches]), workspace.ctypes.data) == 0
-    exact, bound = attention_reference(step, Result(y[0], caches[0][0], caches[1][0]))
+    exact, bound = attention_reference(step, Result(y[0], *(each[0] for each in caches)))
     assert (np.abs(y[0] - exact) <= bound).all()
     assert [line.split()[0] for line in device.calls("cuLaunchKernel")] == kernels
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from attention_harness import Heads, prefill, random_step, run
+from attention_harness import Heads, prefill, quantized, random_step, run
 from kernel_harness import PLUGINS, library
 from matmul_harness import Fp16Matrix, activations, random_matrix
 
@@ -95,8 +95,13 @@ def moved():
 
 
 def cache_bytes(heads, keys):
-    """Of the keys and values of so many positions."""
+    """Of the fp16 keys and values of so many positions."""
     return 2 * 2 * heads.kv * keys * heads.size
+
+
+def byte_step(rng, heads, past, tokens=1):
+    """Over a cache of bytes, which are half of that, with scales."""
+    return quantized(random_step(rng, heads, past, tokens))
 
 
 @pytest.mark.parametrize("splits", [1, 5])
@@ -110,6 +115,18 @@ def test_decoding_reads_the_cache_once(rng, moved, rows, tiles, blocks, splits):
     run(random_step(rng, heads, past=200, tokens=tokens), splits)
     assert moved("block_read") == blocks * cache_bytes(heads, 200 + tokens)
     assert moved("streamed") == tiles * cache_bytes(heads, 200 + tokens)
+
+
+@pytest.mark.parametrize("splits", [1, 5])
+@pytest.mark.parametrize(("rows", "tiles", "blocks"), [((1, 1), 1, 1), ((71, 1), 9, 1), ((71, 2), 18, 2)])
+def test_decoding_reads_a_cache_of_bytes_once(rng, moved, rows, tiles, blocks, splits):
+    """All of it 16 bytes at a time, but for the scales."""
+    share, tokens = rows
+    heads = Heads(kv=1, share=share)
+    run(byte_step(rng, heads, past=200, tokens=tokens), splits)
+    scales = 2 * 4 * (200 + tokens)
+    assert moved("block_read") == blocks * (cache_bytes(heads, 200 + tokens) // 2 + scales)
+    assert moved("streamed") == tiles * cache_bytes(heads, 200 + tokens) // 2
 
 
 @pytest.mark.parametrize(("share", "tokens", "blocks"), [(4, 8, 1), (5, 7, 2)])
@@ -132,19 +149,20 @@ def attention_model(heads):
     return gpu_workloads.Model("", 0, 1, heads.kv * heads.share, heads.kv, heads.size, 0, False, 0, 0, heads.alibi)
 
 
+@pytest.mark.parametrize("kv_bits", [16, 8])
 @pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize(("heads", "tokens"), [
     (Heads(kv=4, size=128, rotary=128), 1), (Heads(kv=1, share=71), 1), (Heads(kv=2, share=4, size=256, rotary=256), 2),
     (Heads(kv=2, share=8, size=80, rotary=0, alibi=True), 1), (Heads(kv=1, share=9, size=96, rotary=0, alibi=True), 8),
 ], ids=["multi-head", "71-to-1", "wide", "alibi", "72-rows"])
-def test_the_model_counts_what_an_attention_moves(rng, moved, heads, tokens, splits):
+def test_the_model_counts_what_an_attention_moves(rng, moved, heads, tokens, splits, kv_bits):
     """To the byte what the benchmark divides by; besides, what splits leave for each other."""
-    step = random_step(rng, heads, past=300, tokens=tokens)
+    step = (byte_step if kv_bits == 8 else random_step)(rng, heads, past=300, tokens=tokens)
     run(step, splits)
     found = sum(map(moved, ("block_read", "read", "written")))
     floats = splits * step.q.size // heads.size * (heads.size + 2)  # y, maximum and sum of each row and split
     partial = 2 * 4 * floats if splits > 1 else 0  # there and back
-    expected = gpu_workloads.attention_bytes(attention_model(heads), 300, tokens) + partial
+    expected = gpu_workloads.attention_bytes(attention_model(heads), 300, tokens, kv_bits) + partial
     assert found == expected
 
 
@@ -160,3 +178,20 @@ def test_a_prompt_reads_the_cache_once_per_64_rows(rng, moved, share, tokens, ti
     assert moved("streamed") == cache_bytes(heads, keys)
     assert moved("read") == step.q.nbytes + tables + 8
     assert moved("written") == step.q.nbytes
+
+
+@pytest.mark.parametrize(("heads", "ratio"), [(Heads(kv=32, size=128), 0.516), (Heads(kv=1, share=71), 0.531)])
+def test_a_cache_of_bytes_has_about_half(heads, ratio):
+    """(size + 4) / (2 size)."""
+    of_bits = [gpu_workloads.cache_bytes(attention_model(heads), 2048, bits) for bits in (8, 16)]
+    assert round(of_bits[0] / of_bits[1], 3) == ratio
+
+
+@pytest.mark.parametrize(("share", "tokens", "tiles"), [(1, 64, 1), (4, 33, 3), (71, 9, 10)])
+def test_a_prompt_reads_a_cache_of_bytes_once_per_64_rows(rng, moved, share, tokens, tiles):
+    heads, past = Heads(kv=1, share=share), 40
+    prefill(byte_step(rng, heads, past, tokens))
+    last_rows = [min(64 * tile, share * tokens) - 1 for tile in range(1, tiles + 1)]
+    keys = [past + row // share + 1 for row in last_rows]
+    assert moved("streamed") == cache_bytes(heads, sum(keys)) // 2
+    assert moved("block_read") == 2 * 4 * sum(keys)

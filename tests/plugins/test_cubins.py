@@ -46,6 +46,8 @@ NORMED = {"other_loads": INT_LOADS - {"128"}, "cold_loads": frozenset({"128", "U
 CACHE = {"lane_values": 8, "instructions": 4.0, "streamed": "128", "other_loads": frozenset(),
          "cold_loads": frozenset({"U16", "32", "64"})}
 ADJUSTED = CACHE | {"instructions": 4.5}  # the cap is jumped over where there is none
+BYTES = CACHE | {"lane_values": 16, "instructions": 3.9, "other_loads": frozenset({"32"})}  # their scales
+ADJUSTED_BYTES = BYTES | {"instructions": 4.3}
 KERNELS = {
     "int4_gemv_g128": Limits(256, 3, 32, 3.2, other_loads=INT_LOADS),
     "int4_gemv_g64_rows4": Limits(256, 3, 32, 3.2, other_loads=INT_LOADS),
@@ -61,6 +63,10 @@ KERNELS = {
     "decode_attention_256": Limits(128, 1, **CACHE),
     **{f"decode_attention_{size}_adjusted": Limits(288, 1, **ADJUSTED) for size in (64, 80, 96, 112, 128)},
     "decode_attention_256_adjusted": Limits(128, 1, **ADJUSTED),
+    **{f"decode_attention_{size}_kv8": Limits(288, 1, **BYTES) for size in (64, 80, 96, 112, 128)},
+    "decode_attention_256_kv8": Limits(128, 2, **BYTES),
+    **{f"decode_attention_{size}_adjusted_kv8": Limits(288, 1, **ADJUSTED_BYTES) for size in (64, 80, 96, 112, 128)},
+    "decode_attention_256_adjusted_kv8": Limits(128, 2, **ADJUSTED_BYTES),
 }
 
 
@@ -106,14 +112,17 @@ class PrefillLimits:
         products: of the tensor cores, per warp and tile of keys, as they stand in the loop.
         copies: of 16 bytes, per thread and tile.
         instructions: per product, with those for a soft-cap, slopes and partly hidden tiles, which others jump over.
+        other_loads: widths of loads in the loop: of scales.
     """
 
     products: int
     copies: int
     instructions: float
+    other_loads: frozenset[str] = frozenset()
 
 
 PREFILL_THREADS, PREFILL_BLOCKS = 128, 2  # of a block; that shall fit a multiprocessor at once, by their registers
+SCALES = frozenset({"32"})
 PREFILL = {
     "prefill_attention_64": PrefillLimits(64, 8, 17.5),
     "prefill_attention_80": PrefillLimits(80, 10, 14.5),
@@ -121,6 +130,12 @@ PREFILL = {
     "prefill_attention_112": PrefillLimits(112, 14, 11.4),
     "prefill_attention_128": PrefillLimits(128, 16, 10.5),
     "prefill_attention_256": PrefillLimits(80, 16, 11.4),  # a loop in the loop has 16 of the 64 with keys
+    "prefill_attention_64_kv8": PrefillLimits(64, 4, 19.5, SCALES),
+    "prefill_attention_80_kv8": PrefillLimits(80, 8, 18.3, SCALES),
+    "prefill_attention_96_kv8": PrefillLimits(96, 8, 15.8, SCALES),
+    "prefill_attention_112_kv8": PrefillLimits(112, 8, 13.9, SCALES),
+    "prefill_attention_128_kv8": PrefillLimits(128, 8, 12.3, SCALES),
+    "prefill_attention_256_kv8": PrefillLimits(80, 8, 14.9, SCALES),
 }
 SMALL_KERNELS = {  # bound by latency: widths of loads
     "rms_norm": {"128", "128.CONSTANT"},
@@ -132,6 +147,7 @@ SMALL_KERNELS = {  # bound by latency: widths of loads
     "sample": {"128", "32", "64"},  # logits, those before and after; the seed
     "read_sum": {"128.CONSTANT"},
     "append_kv": {"U16", "32"},
+    "append_kv8": {"U16", "32"},
 }
 
 
@@ -209,7 +225,7 @@ def test_prefill_stays_within_its_limits(architecture, name):
     assert sum(opcode.startswith("HMMA.16816.F32") for opcode in opcodes) == limits.products
     copies = [opcode for opcode in opcodes if opcode.startswith("LDGSTS")]
     assert len(copies) == limits.copies and all(opcode.endswith(".128") for opcode in copies)
-    assert not kernel.loads(kernel.loop)
+    assert {width(load) for load in kernel.loads(kernel.loop)} == limits.other_loads
     assert len(kernel.loop) / limits.products <= limits.instructions
 
 

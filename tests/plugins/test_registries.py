@@ -45,8 +45,8 @@ def check(found, stderr):
     assert len(found["creators"]) == len(names) and {op.name for op in ops.OPS} <= names
     for op in ops.OPS:
         assert {*op.attributes, "contract_version"} <= set(found["fields"][op.name])
-    for name, outputs in (("Int4MatMul", 1), ("CachedAttention", 3)):
-        plugin = found[name]
+    for case, outputs in (("Int4MatMul", 1), ("CachedAttention", 3), ("CachedAttention of bytes", 5)):
+        plugin, name = found[case], case.split()[0]
         assert (plugin["name"], plugin["version"], plugin["namespace"]) == (name, str(ops.CONTRACT_VERSION), "edge.awq")
         assert plugin["outputs"] == outputs
     assert all(found["refused"])

@@ -27,6 +27,7 @@ class LoweringOptions:
         last_logits: logits of the newest token alone; otherwise of all tokens of a call.
         argmax: ``tokens``, the greedy choices int64 [1, rows], beside the logits.
         weights_inside: the weights are constants of the engine instead of its inputs.
+        kv_bits: of the KV cache, 16; or 8, bytes with a scale per head and token, which compile() does not ask for yet.
     """
 
     tensorrt_major: int = 10
@@ -34,6 +35,7 @@ class LoweringOptions:
     last_logits: bool = False
     argmax: bool = False
     weights_inside: bool = False
+    kv_bits: int = 16
 
 
 @dataclass

@@ -39,9 +39,9 @@ class Lowered:
 
     Attributes:
         model: inputs input_ids [1, tokens] and past_length [1], int64 (see LoweringOptions for TensorRT 8);
-            past_key_{i}, past_value_{i} float16 [1, kv_heads, context, head_size]; then ``weights``. Outputs logits
-            float32 [1, tokens or 1, vocab_size]; present_key_{i}, present_value_{i}, which are the memory of the past;
-            tokens, if asked for.
+            past_key_{i}, past_value_{i} float16 [1, kv_heads, context, head_size], or int8 and their scales, see
+            rules/attention.py; then ``weights``. Outputs logits float32 [1, tokens or 1, vocab_size]; present_key_{i},
+            present_value_{i}, which are the memory of the past; tokens, if asked for.
         weights: inputs that are the same in every call; none if they are inside.
         declined: what the rules left as it was, and why, "rule: node: reason".
         most_rows: tokens of one call at most.

@@ -62,9 +62,11 @@ class LoweredReference:
         return dataclasses.replace(weight, dtype="float64") if is_wide else weight
 
     def _empty(self, name: str) -> np.ndarray:
-        """A cache in which nothing is; what is not there is NaN, so that reading it shows."""
-        _, heads, _, size = (dim.dim_value for dim in self._inputs[name].shape.dim)
-        return self._float(np.full((1, heads, self._context, size), np.nan, np.float16))
+        """A cache in which nothing is; what is not there is NaN, so that reading it shows, or has NaN as its scale."""
+        kind = self._inputs[name]
+        one, heads, _, *size = (dim.dim_value for dim in kind.shape.dim)
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        return self._float(np.full((one, heads, self._context, *size), 0 if dtype == np.int8 else np.nan, dtype))
 
     def _float(self, array: np.ndarray) -> np.ndarray:
         return array.astype(self._floats) if self._floats and array.dtype.kind == "f" else array
@@ -235,26 +237,47 @@ class CachedAttention(OpRun):
     def _run(self, *inputs: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
         given = _attributes(self.onnx_node)
         size, kv_heads = given["head_size"], given["kv_num_heads"]
-        new = 1 if given.get("packed_qkv") else 3
-        types = ["float16"] * (new + 2) + [inputs[new + 2].dtype.name]
+        new, is_bytes = 1 if given.get("packed_qkv") else 3, given.get("kv_bits") == 8
+        kept = ["int8", "int8", "float32", "float32"] if is_bytes else ["float16", "float16"]
+        length = new + len(kept)
+        types = ["float16"] * new + kept + [inputs[length].dtype.name]
         types += ["float32"] * (2 + given.get("has_slopes", 1))
         exact = _check_types(self.onnx_node.name, inputs, types)
         rows = np.concatenate([array.astype(np.float64) for array in inputs[:new]], axis=-1)[0]
-        caches, (cos, sin, *slopes) = inputs[new : new + 2], (a.astype(np.float64) for a in inputs[new + 3 :])
-        past = int(inputs[new + 2].reshape(-1)[0])  # on TensorRT 8 the low word
+        cos, sin, *slopes = (a.astype(np.float64) for a in inputs[length + 1 :])
+        past = int(inputs[length].reshape(-1)[0])  # on TensorRT 8 the low word
         tokens = len(rows)
         heads = rows.reshape(tokens, -1, size).transpose(1, 0, 2)  # those of q, k and v
         q, k, v = np.split(heads, [given["num_heads"], given["num_heads"] + kv_heads])
         places = slice(past, past + tokens)
-        q, k = (_rounded(_rotated(each, cos[places], sin[places]), exact) for each in (q, k))
-        present = []
-        for cache, fresh in zip(caches, (k, v), strict=True):
-            present.append(cache.copy())
-            present[-1][0, :, places] = fresh
-        keys, values = (np.repeat(each[0, :, : past + tokens].astype(np.float64), len(q) // kv_heads, axis=0)
-                        for each in present)
+        q, k = (_rotated(each, cos[places], sin[places]) for each in (q, k))
+        present = [cache.copy() for cache in inputs[new:length]]
+        for index, fresh in enumerate((k, v)):
+            for cache, rows in zip(present[index::2], _as_cached(fresh, is_bytes), strict=True):
+                cache[0, :, places] = rows
+        q = _rounded(q, exact)
+        keys, values = (np.repeat(_from_cache(present[index::2], past + tokens), len(q) // kv_heads, axis=0)
+                        for index in range(2))
         mixed = _attend(q, keys, values, slopes[0] if slopes else np.zeros(len(q)), given)
         return (_stored(mixed.transpose(1, 0, 2).reshape(1, tokens, -1), exact), *present)
+
+
+def _as_cached(rows: np.ndarray, is_bytes: bool) -> list[np.ndarray]:
+    """Rows [heads, tokens, size] as the cache has them: as they are, or 128 + x / scale in bytes, which travel as int8,
+    and scales = max |x| / 127 [heads, tokens]."""
+    if not is_bytes:
+        return [rows]
+    scales = np.abs(rows).max(-1) / 127
+    ratios = np.rint(rows / np.where(scales > 0, scales, 1)[..., None])
+    return [(ratios + 128).astype(np.uint8).view(np.int8), scales]
+
+
+def _from_cache(tensors: Sequence[np.ndarray], length: int) -> np.ndarray:
+    """The keys or values [heads, length, size] in a cache, and its scales if there are any; float64."""
+    cache, *scales = (each[0, :, :length] for each in tensors)
+    if not scales:
+        return cache.astype(np.float64)
+    return (cache.view(np.uint8).astype(np.float64) - 128) * scales[0].astype(np.float64)[..., None]
 
 
 def _rotated(heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:

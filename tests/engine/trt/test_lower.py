@@ -18,6 +18,7 @@ from lowered import (
     canonical,
     graph_of_shape,
     half_limit,
+    plugins,
     relative_l2,
     run_graph,
     run_lowered,
@@ -207,6 +208,31 @@ def test_weights_inside_are_the_same_bytes(models, architecture):
         expected = load(weight, folder / "weights.safetensors", layout)
         name = weight.name.removesuffix(".float16")  # biases: stored float32 and cast in the graph
         np.testing.assert_array_equal(loaded[name].astype(weight.numpy_dtype), expected)
+
+
+@pytest.mark.parametrize("major", [10, 8])
+@pytest.mark.parametrize("architecture", ["llama3", "mpt", "gemma2"])
+def test_a_cache_of_bytes(models, architecture, major):
+    """As far from the canonical graph as noise of scale / sqrt(12) in all keys and values takes it, and no nearer than
+    that could be; a scale is 1/127 of a row's largest number, hardly more than 3/127 of their root mean square."""
+    folder, expected = models(architecture)
+    lowered = lower(canonical(folder), LoweringOptions(tensorrt_major=major, kv_bits=8))
+    kinds = {value.name: value.type.tensor_type for value in (*lowered.model.graph.input, *lowered.model.graph.output)}
+    for name in ("past_key", "past_value", "present_key", "present_value"):
+        cache, scale = kinds[f"{name}_0"], kinds[f"{name}_scale_0"]
+        assert (cache.elem_type, scale.elem_type) == (TensorProto.INT8, TensorProto.FLOAT)
+        assert list(scale.shape.dim) == list(cache.shape.dim)[:3]
+    attentions = [node for node in plugins(lowered.model) if node.op_type == "CachedAttention"]
+    assert all(len(node.output) == 5 for node in attentions)
+    noise = math.sqrt(2 * len(attentions) / 12) * 3 / 127
+    assert noise / 20 < relative_l2(run_lowered(lowered, folder, exact=True), expected) < noise
+    assert relative_l2(run_lowered(lowered, folder), expected) < noise + half_limit(lowered.model)
+
+
+def test_a_cache_of_other_bits_is_refused(models):
+    folder, _ = models("llama3")
+    with pytest.raises(EdgeAwqError, match="kv_bits = 4: no kernel has such a cache"):
+        lower(canonical(folder), LoweringOptions(kv_bits=4))
 
 
 def test_the_reference_wants_weights_as_inputs(models):

@@ -28,7 +28,7 @@ def apply(draft: Draft) -> None:
     for node in list(draft.graph.nodes):
         wanted = _wanted(node, types)
         node.inputs = [_cast(draft, types, tensor, want) for tensor, want in zip(node.inputs, wanted, strict=True)]
-        types.update({tensor.name: _given(node, types) for tensor in node.outputs})
+        types.update({tensor.name: _given(node, tensor, types) for tensor in node.outputs})
     for output in draft.graph.outputs:
         if output.dtype == np.float32 and types[output.name] == "float16":
             draft.decline("seams", output.inputs[0], "its float16 result is an output of the graph")
@@ -51,13 +51,17 @@ def _plugin_types(node: gs.Node) -> list[str]:
         return ["float16", *MATMUL_WEIGHTS[node.op], *(EXTRAS[name] for name in extras(node))]
     if node.op == ATTENTION:
         heads = 1 if node.attrs.get("packed_qkv") else 3
-        return [*["float16"] * (heads + 2), "", *["float32"] * (len(node.inputs) - heads - 3)]
+        cache = ["int8", "int8", "float32", "float32"] if node.attrs.get("kv_bits") == 8 else ["float16", "float16"]
+        tables = len(node.inputs) - heads - len(cache) - 1
+        return [*["float16"] * heads, *cache, "", *["float32"] * tables]
     if node.op in NORMS:
         return ["float16", *["float32"] * (len(node.inputs) - 1)]
     return ["float32"]
 
 
-def _given(node: gs.Node, types: dict[str, str]) -> str:
+def _given(node: gs.Node, output: gs.Tensor, types: dict[str, str]) -> str:
+    if node.op == ATTENTION and output is not node.outputs[0]:
+        return np.dtype(output.dtype).name  # of the cache
     if node.domain == DOMAIN:
         is_float32 = node.attrs.get("fp32_output")
         return "int64" if node.op == GREEDY else "float32" if is_float32 else "float16"
