@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.toml import from_table
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -30,6 +31,7 @@ WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 ENGINES = "engines"
 BUILD_AGAIN = "build it again, or copy it again from where it was built"
+UPDATE = "update edge-awq: pip install -U edge-awq"
 
 
 @dataclass(frozen=True)
@@ -124,19 +126,29 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
         schema = table["schema"]
-        known = {entry.name for entry in dataclasses.fields(Manifest)}
-        if schema == SCHEMA and set(table) == known and all(_is_inside(name) for name in table["files"]):
-            return Manifest(**table)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise EdgeAwqError(f"{file}: damaged ({error!r})", hint=BUILD_AGAIN) from error
     if isinstance(schema, int) and schema > SCHEMA:
         raise EdgeAwqError(f"{path}: bundle schema {schema} is newer than this edge-awq, which reads {SCHEMA}",
-                           hint="update edge-awq: pip install -U edge-awq")
-    raise EdgeAwqError(f"{file}: damaged, or of an unknown schema ({schema!r})", hint=BUILD_AGAIN)
+                           hint=UPDATE)
+    if schema != SCHEMA:
+        raise EdgeAwqError(f"{file}: damaged, or of an unknown schema ({schema!r})", hint=BUILD_AGAIN)
+    try:
+        manifest = from_table(Manifest, table, str(file))
+    except EdgeAwqError as error:
+        raise EdgeAwqError(f"{error.message}; it is damaged", hint=BUILD_AGAIN) from error
+    for name, entry in manifest.files.items():
+        if not _is_inside(name) or not _is_file_entry(entry):
+            raise EdgeAwqError(f"{file}: damaged, the entry of file '{name}' cannot be", hint=BUILD_AGAIN)
+    return manifest
 
 
 def _is_inside(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def _is_file_entry(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
 
 
 def hash_file(path: Path, progress: Callable[[int], None] = lambda count: None) -> str:
@@ -157,11 +169,15 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """The same for bytes."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def seal(folder: Path, manifest: Manifest, final: Path) -> Bundle:

@@ -49,7 +49,7 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the annotation says: a plain type, a dataclass, tuple[str, ...], dict[str, X], X | None or Any."""
+    """``value`` as the annotation says: a plain type, a dataclass, a tuple, list or dict of them, X | None or Any."""
     if isinstance(kind, UnionType):
         if value is None:  # JSON has it, TOML does not
             return None
@@ -59,8 +59,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     origin = get_origin(kind)
     if origin is dict and isinstance(value, dict):
         return {key: _value(get_args(kind)[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(get_args(kind)[0], entry, where) for entry in value)
+    if origin in (tuple, list) and isinstance(value, list):
+        return origin(_value(get_args(kind)[0], entry, where) for entry in value)
     return value if kind is Any else _plain(kind, value, where)
 
 
@@ -70,6 +70,6 @@ def _plain(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if get_origin(kind) is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    word = {tuple: "a list", dict: "a table", float: "a number", int: "a whole number", str: "a text",
+    word = {tuple: "a list", list: "a list", dict: "a table", float: "a number", int: "a whole number", str: "a text",
             bool: "true or false"}[get_origin(kind) or kind]
     raise EdgeAwqError(f"{where} = {value!r}, {word} is expected", hint="correct the value")

@@ -75,7 +75,9 @@ def test_newer_schema(bundle):
 
 
 @pytest.mark.parametrize("changes", [{"schema": "x"}, {"unknown": 1}, {"schema": 0}, {"files": {"../x": {}}},
-                                     {"files": {"/etc/passwd": {}}}, {"files": 3}])
+                                     {"files": {"/etc/passwd": {}}}, {"files": 3}, {"files": []},
+                                     {"files": {"model.onnx": 1}}, {"files": {"model.onnx": {"bytes": 5}}},
+                                     {"context": "many"}, {"report": {}}, {"runtime": None}, {"config": 1}])
 def test_manifest_that_cannot_be(bundle, changes):
     edit(bundle, **changes)
     assert "damaged" in refusal(bundle)

@@ -9,6 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from edge_awq.bundle import Manifest, seal
 from edge_awq.errors import EdgeAwqError
+from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.runner import session as module
 from edge_awq.runner.sampling import SamplingSettings
 from edge_awq.runner.session import load
@@ -48,7 +49,7 @@ def bundle(tmp_path):
         pass
     manifest = Manifest(
         name="tiny", source="tiny", revision=None, family="llama", precision="w4a16", config={}, context=64,
-        prefill_chunk=16, target="cpu", runtime="onnxruntime", contract_version=1,
+        prefill_chunk=16, target="cpu", runtime="onnxruntime", contract_version=CONTRACT_VERSION,
         quant={"recipe": "awq", "group_size": 64, "calibration": "/home/somebody/private.txt"}, report=[], engine=None,
         tool_versions={}, fingerprint="f" * 8)
     return seal(folder, manifest, tmp_path / "tiny.bundle").path

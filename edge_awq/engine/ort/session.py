@@ -11,6 +11,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from edge_awq.errors import EdgeAwqError
 
+MAX_THREADS = 1024  # starting so many takes seconds, and many more takes minutes
 SPIN_US = 1000  # spans the gaps between operators: 8 to 14 % more tokens/s, on an idle and on a busy machine
 BOUNDED_SINCE = (1, 26)  # the first onnxruntime that takes a limit; others spin for many milliseconds
 SILENT = 4  # severity from which onnxruntime writes to the terminal: what stops it comes as an exception as well
@@ -34,8 +35,9 @@ class SessionSettings:
     spin_us: int = SPIN_US
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise EdgeAwqError(f"threads = {self.threads} is not possible", hint="use 1 or more, or leave it out")
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise EdgeAwqError(f"threads = {self.threads} is not possible",
+                               hint=f"use 1 to {MAX_THREADS}, or leave it out for one per core")
         if self.spin_us < 0:
             raise EdgeAwqError(f"spin_us = {self.spin_us} is not possible", hint="use 0 or more microseconds")
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from edge_awq.bundle import Manifest, seal
 from edge_awq.detect import Machine
+from edge_awq.export.ops import CONTRACT_VERSION
 from stored import write_weights
 
 CONTEXT, CHUNK, MOST_ROWS = 256, 64, 8
@@ -94,8 +95,8 @@ def make_bundle(tmp_path, **changes):
     write_weights(folder / "weights.safetensors", TENSORS)
     manifest = Manifest(
         name="toy", source="toy", revision=None, family="llama", precision="w4a16", config=CONFIG, context=CONTEXT,
-        prefill_chunk=CHUNK, target="jetson-agx-orin-64gb", runtime="tensorrt", contract_version=1, quant={}, report=[],
-        engine=None, tool_versions={}, fingerprint="f")
+        prefill_chunk=CHUNK, target="jetson-agx-orin-64gb", runtime="tensorrt",
+        contract_version=CONTRACT_VERSION, quant={}, report=[], engine=None, tool_versions={}, fingerprint="f")
     return seal(folder, dataclasses.replace(manifest, **changes), tmp_path / "toy.bundle")
 
 
