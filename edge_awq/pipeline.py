@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from edge_awq import __version__
-from edge_awq.bundle import CONFIG, GRAPH, WEIGHTS, Bundle, Manifest, hash_file
+from edge_awq.bundle import CONFIG, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, hash_file
 from edge_awq.engine import LATER, ON_DEVICE, load_runtime
+from edge_awq.errors import EdgeAwqError
 from edge_awq.export.graph import build_graph
 from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.interop.checkpoint import PackedCheckpoint
 from edge_awq.layout import plan_layout
+from edge_awq.model.checkpoint import write_tensors
 from edge_awq.model.decoder import Decoder, embed_tokens, load_decoder
 from edge_awq.model.rope import rope_tables
 from edge_awq.model.source import Source, resolve_source
@@ -86,6 +88,10 @@ def build(request: BuildRequest, progress: Progress | None = None) -> Bundle:
 def _plan(request: BuildRequest) -> _Plan:
     check_workers(request.workers)
     source = resolve_source(request.model)
+    if (source.folder / MANIFEST).is_file() and (source.folder / WEIGHTS).is_file():
+        raise EdgeAwqError(f"{source.folder} is a bundle already, not a checkpoint",
+                           hint=f"edge-awq run {source.folder} runs it; to build with other settings, "
+                           "give the checkpoint that it was built from")
     decoder = load_decoder(source.folder)
     if isinstance(decoder.checkpoint, PackedCheckpoint):
         request = as_checkpoint(request, decoder)
@@ -137,7 +143,7 @@ class _Store:
         for name, tensor in tensors.items():
             self.weights.write(name, tensor.numpy())
         self.weights.sync()
-        carry = None if hidden is None else partial(save_file, {"hidden": hidden})
+        carry = None if hidden is None else partial(write_tensors, tensors={"hidden": hidden})
         self.work.finish_unit(report, carry)
 
     def hidden(self) -> Tensor | None:

@@ -51,7 +51,9 @@ class BuildRequest:
             quant = dataclasses.replace(quant, head_bits=int(options["head_bits"]))
         if options.get("symmetric"):
             quant = dataclasses.replace(quant, symmetric=True)
-        output = options["output"] or Path(f"{Path(model.partition('@')[0]).name}.bundle")
+        folder = Path(model).expanduser()
+        name = folder.resolve().name if folder.is_dir() else model.partition("@")[0].rpartition("/")[2]
+        output = options["output"] or Path(f"{name}.bundle")
         return cls(model, target, output, options["precision"], options["recipe"], options.get("calibration"),
                    quant, options.get("resume"), group_size, options.get("workers"))
 

@@ -141,7 +141,7 @@ def _reserve(file: int, size: int, path: Path) -> None:
         os.posix_fallocate(file, 0, size)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise EdgeAwqError(f"{path}: {size / 1e9:.2f} GB do not fit on the disk",
+            raise EdgeAwqError(f"{path}: {size / 1e6:.0f} MB do not fit on the disk",
                                hint="free space, or choose another output folder") from error
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # file systems that cannot reserve
             raise

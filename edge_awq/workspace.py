@@ -42,11 +42,16 @@ class Workspace:
         final: the bundle's folder.
         inputs: everything that decides the result, as JSON-able values.
         resume: True insists on going on, False starts over, None goes on where it can.
+
+    Raises:
+        EdgeAwqError: ``final`` has no name of its own, such as "." or "/".
     """
 
     def __init__(self, final: Path, inputs: dict[str, Any], resume: bool | None = None) -> None:
-        self.final = final
-        self.folder = final.with_name(final.name + ".partial")
+        if not final.name:
+            raise EdgeAwqError(f"output '{final}': a bundle is a folder with a name", hint="use -o NAME.bundle")
+        self.final = final.resolve() if final.is_symlink() else final  # what is replaced is the folder, not the link
+        self.folder = self.final.with_name(self.final.name + ".partial")
         self.fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         self._resume = resume
 

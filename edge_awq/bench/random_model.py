@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from edge_awq.bench.hf_folder import hf_config, read_json, replacing, train_tokenizer, write_json, write_text_files
 from edge_awq.bench.random_weights import RandomWeights, stored_name
 from edge_awq.bench.stdlib_text import read_corpus
+from edge_awq.model.checkpoint import write_tensors
 from edge_awq.model.config import parse_config
 from edge_awq.model.family import find_family
 from edge_awq.progress import Progress, Quiet
@@ -61,7 +61,7 @@ def _write_shards(folder: Path, shards: Iterable[dict[str, torch.Tensor]], count
     with progress.track("writing shards", count) as advance:
         for number, tensors in enumerate(shards, 1):
             file = f"model-{number:05}-of-{count:05}.safetensors"
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            write_tensors(folder / file, tensors)
             weight_map |= dict.fromkeys(tensors, file)
             total_bytes += sum(tensor.nbytes for tensor in tensors.values())
             advance(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 from types import FrameType
@@ -18,47 +19,68 @@ from edge_awq.cli.showing import inspect, log, plan, targets
 from edge_awq.errors import EdgeAwqError
 
 GO_ON = "the same command goes on where this one stopped"
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C; kill, or a container that stops; a closed terminal
+_FREE_SPACE, _MAY_I = "free space on that disk, or choose another place", "choose a place that you may use"
+_REMEDIES = {
+    errno.ENOSPC: _FREE_SPACE, errno.EDQUOT: _FREE_SPACE, errno.EACCES: _MAY_I, errno.EPERM: _MAY_I,
+    errno.EROFS: _MAY_I, errno.ENOENT: "check the path", errno.ENOTDIR: "check the path: a part of it is a file",
+    errno.EISDIR: "give a file, not a folder",
+}
 
 
 class _Commands(click.Group):
     """Turns every failure that a user can act on into one message and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        pressed = []  # compiled code that Ctrl-C interrupts may turn it into an error of its own
+        came: list[int] = []  # compiled code that a signal interrupts may turn it into an error of its own
 
         def interrupt(number: int, frame: FrameType | None) -> None:
-            pressed.append(number)
-            signal.default_int_handler(number, frame)
+            came.append(number)
+            raise KeyboardInterrupt
 
-        before = signal.signal(signal.SIGINT, interrupt)
+        wanted = [number for number in _ENDINGS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        before = {number: signal.signal(number, interrupt) for number in wanted}
         try:
             return super().invoke(ctx)
         except EdgeAwqError as error:
             _fail(error.message, error.hint)
         except KeyboardInterrupt:
-            _interrupted(ctx)
+            _interrupted(ctx, came)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
             place = f"{error.filename}: " if error.filename else ""
-            _fail(f"{place}{error.strerror or error}", None)
+            _fail(f"{place}{error.strerror or error}", _REMEDIES.get(error.errno))
         except Exception:
-            if pressed:
-                _interrupted(ctx)
+            if came:
+                _interrupted(ctx, came)
             raise
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
-def _interrupted(ctx: click.Context) -> None:
-    _fail("interrupted", None if ctx.invoked_subcommand != "build" else GO_ON)
+def _interrupted(ctx: click.Context, came: list[int]) -> None:
+    """Say so, and end: by the signal itself unless it was Ctrl-C, so that whoever sent it can tell."""
+    ended = signal.Signals(came[0]) if came else signal.SIGINT
+    hint = GO_ON if ctx.invoked_subcommand == "build" else None
+    if ended == signal.SIGINT:
+        _fail("interrupted", hint)
+    _say(f"ended by {ended.name}", hint)
+    signal.signal(ended, signal.SIG_DFL)
+    os.kill(os.getpid(), ended)
+    sys.exit(128 + ended)  # the first process of a container is not ended by a signal
 
 
 def _fail(message: str, hint: str | None) -> None:
+    _say(message, hint)
+    sys.exit(1)
+
+
+def _say(message: str, hint: str | None) -> None:
     click.echo(f"Error: {message}", err=True)
     if hint:
         click.echo(f"Hint: {hint}", err=True)
-    sys.exit(1)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

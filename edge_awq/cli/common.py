@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_awq.errors import EdgeAwqError
+
 if TYPE_CHECKING:
     from edge_awq.progress import Progress
+
+
+class Finite(click.FloatRange):
+    """A number, from ``min`` on where that is given, and neither infinite nor "nan"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or an error of usage."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+def check_new_file(path: Path | None) -> None:
+    """A file can be written at ``path``: what is wrong with it is known before anything long begins.
+
+    Raises:
+        EdgeAwqError: it is a folder, or it is to lie in none.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise EdgeAwqError(f"{path} is a folder", hint="give the name of a file with -o")
+    if not path.parent.is_dir():
+        raise EdgeAwqError(f"{path}: there is no folder {path.parent}", hint="make it first, or choose another with -o")
 
 
 def progress() -> Progress:

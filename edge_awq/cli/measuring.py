@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from edge_awq.cli.common import progress
+from edge_awq.cli.common import Finite, check_new_file, progress
 from edge_awq.errors import EdgeAwqError
 
 _METER = (
     click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter, as for run.  [default: auto]"),
-    click.option("--meter-interval", type=float, metavar="S", help="Seconds between its samples.  [default: 0.1]"),
+    click.option("--meter-interval", type=Finite(), metavar="S", help="Seconds between its samples.  [default: 0.1]"),
     click.option("--meter-root", envvar="EDGE_AWQ_METER_ROOT", type=click.Path(file_okay=False, exists=True),
                  help="Where a container has the machine's /sys, /proc and /etc.  [default: /]"),
 )
@@ -67,6 +67,7 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     from edge_awq.bench.show import show_comparison, show_results
 
     compare, output, as_json = (options.pop(name) for name in ("compare", "output", "as_json"))
+    check_new_file(output)
     if compare is not None:
         read_results(compare)  # what is wrong with it is known before anything long begins
     bars = progress()
@@ -87,12 +88,12 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--modes", metavar="LIST", help="Names of power modes with commas between them.  [default: all]")
-@click.option("--min-tokens-per-s", type=float, metavar="X", help="Choose among the modes that are at least so fast.")
-@click.option("--max-temperature", type=float, metavar="C", help="Choose among the modes that stay below so many C.")
+@click.option("--min-tokens-per-s", type=Finite(), metavar="X", help="Choose among modes that are at least so fast.")
+@click.option("--max-temperature", type=Finite(), metavar="C", help="Choose among modes that stay below so many C.")
 @click.option("--protocol", default="figure", show_default=True, help="As for bench.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Of every measurement.  [default: 5]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the engine's own choice]")
-@click.option("--settle", type=click.FloatRange(min=0), metavar="S", default=5.0, show_default=True,
+@click.option("--settle", type=Finite(min=0), metavar="S", default=5.0, show_default=True,
               help="Seconds to wait after a mode is set.")
 @_meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",
@@ -112,6 +113,7 @@ def tune(bundle: Path, **options: Any) -> None:
     from edge_awq.tune.tune import tune as tune_modes
 
     names, output, yes, settle_s = (options.pop(name) for name in ("modes", "output", "yes", "settle"))
+    check_new_file(output)
     bounds = Bounds(options.pop("min_tokens_per_s"), options.pop("max_temperature"))
     bars = progress()
     prepared = prepare(request_from_options((bundle,), bars, **options))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_awq.cli.common import progress
+from edge_awq.cli.common import Finite, progress
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard
 @click.option("--log", type=click.Path(path_type=Path), help="Folder for the run log.")
 @click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter: auto, jtop, ina3221, nvml, rapl, "
               "battery or none.  [default: auto]")
-@click.option("--meter-interval", type=float, metavar="S", help="Seconds between its samples.  [default: 0.1]")
-@click.option("--meter-idle", type=click.FloatRange(min=0), metavar="S", default=0.0,
+@click.option("--meter-interval", type=Finite(), metavar="S", help="Seconds between its samples.  [default: 0.1]")
+@click.option("--meter-idle", type=Finite(min=0), metavar="S", default=0.0,
               help="Seconds to measure idle power first, for joules above it.  [default: 0]")
 @click.option("--meter-root", envvar="EDGE_AWQ_METER_ROOT", type=click.Path(file_okay=False, exists=True),
               help="Where a container has the machine's /sys, /proc and /etc.  [default: /]")
@@ -138,6 +138,5 @@ def _read_prompt(prompt: str | None, prompt_file: Path | None) -> str:
 def _echo_each(tokens: Iterator[Token], stream: bool) -> Iterator[Token]:
     for token in tokens:
         if stream:
-            click.echo(token.text, nl=False)
-            sys.stdout.flush()
+            click.echo(token.text, nl=False)  # flushes
         yield token

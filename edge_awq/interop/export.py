@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from edge_awq.bundle import CONFIG, Bundle
 from edge_awq.errors import EdgeAwqError
 from edge_awq.interop.block import stored_rows
 from edge_awq.interop.linear import UnpackedLinear
 from edge_awq.interop.pack import WRITERS, Writer
+from edge_awq.model.checkpoint import write_tensors
 from edge_awq.model.config import DecoderConfig, read_config
 from edge_awq.model.family import Family
 from edge_awq.model.folds import ACT_SCALE
@@ -264,7 +264,7 @@ class _Shards:
 
     def _flush(self) -> None:
         path = self._folder / f"shard-{len(self._written)}"
-        save_file({name: tensor.contiguous() for name, tensor in self._pending.items()}, path, {"format": "pt"})
+        write_tensors(path, {name: tensor.contiguous() for name, tensor in self._pending.items()})
         self._written.append((path, list(self._pending)))
         self._pending = {}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from edge_awq.errors import EdgeAwqError
 
@@ -151,6 +152,19 @@ def _read(shard: Path, names: list[str], dtype: torch.dtype | None) -> dict[str,
             return {name: tensor.to(dtype or tensor.dtype, copy=True) for name, tensor in tensors}
     except (SafetensorError, OSError) as error:
         raise EdgeAwqError(f"{shard}: cannot be read ({error})", hint=DOWNLOAD_AGAIN) from error
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a safetensors file, marked as torch's, which transformers insists on.
+
+    Raises:
+        EdgeAwqError: it cannot be written.
+    """
+    try:
+        save_file(tensors, path, {"format": "pt"})
+    except SafetensorError as error:
+        raise EdgeAwqError(f"{path}: cannot be written ({error})",
+                           hint="free space on that disk, or choose another place") from error
 
 
 def _load_pickle(shard: Path) -> dict[str, torch.Tensor]:

@@ -70,7 +70,7 @@ class RunLog:
             meter: a meter that is ready, or None.
 
         Raises:
-            EdgeAwqError: the directory cannot be made.
+            EdgeAwqError: the directory cannot be made; later, from most methods, that a line cannot be written.
         """
         self._clock_ns = clock_ns
         self._started_ns = clock_ns() if started_ns is None else started_ns
@@ -106,7 +106,11 @@ class RunLog:
     def event(self, kind: str, /, **values: Any) -> None:
         """Append one line."""
         line = json.dumps({"event": kind, "t_ns": self._now_ns(), **values}, ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        try:
+            self._file.write(line.encode() + b"\n")
+        except OSError as error:
+            raise EdgeAwqError(f"{self.path / LOG}: the run log cannot be written ({error.strerror})",
+                               hint="free space on that disk, or choose another folder") from error
 
     def phase(self, name: str, span_ns: tuple[int, int], tokens: int = 0, rep: int | None = None) -> None:
         """A stretch of the run, from and to ``t_ns``: load, prefill or decode."""

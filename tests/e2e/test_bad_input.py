@@ -6,6 +6,8 @@ import shutil
 import pytest
 from models import assert_refused, command, make_model
 
+from edge_awq.bundle import hash_file
+
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
@@ -28,6 +30,13 @@ def bundle(pristine, tmp_path):
 def refuse_build(model, tmp_path, *words, options=("--recipe", "rtn")):
     assert_refused(command("build", model, "-o", tmp_path / "out", *options), *words)
     assert not (tmp_path / "out").exists()
+
+
+def reseal(bundle):
+    """Hashes and sizes as the files now are."""
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    edit(bundle / "manifest.json", files={
+        name: {"sha256": hash_file(bundle / name), "bytes": (bundle / name).stat().st_size} for name in files})
 
 
 def edit(path, **changes):
@@ -145,7 +154,11 @@ def test_prompt_file_that_is_missing(bundle, tmp_path):
 
 
 def test_empty_prompt_starts_with_bos(bundle):
-    assert command("run", bundle, "-p", "", "-n", 1).code in (0, 1)
+    result = command("run", bundle, "-p", "", "-n", 1, "--json")
+    assert result.code == 0 and json.loads(result.out)["prompt_tokens"] == 1
+    edit(bundle / "tokenizer_config.json", bos_token=None)
+    reseal(bundle)
+    assert_refused(command("run", bundle, "-p", "", "-n", 1), "the prompt is empty")
 
 
 @pytest.mark.parametrize("verb", ["run", "inspect"])
@@ -176,3 +189,63 @@ def test_not_a_bundle(tmp_path):
 def test_log_folder_that_cannot_be_made(bundle, tmp_path):
     (tmp_path / "file").write_text("")
     assert_refused(command("run", bundle, "-p", "x", "-n", 1, "--log", tmp_path / "file" / "runs"), "run log")
+
+
+def test_a_bundle_is_no_checkpoint(bundle, tmp_path):
+    refuse_build(bundle, tmp_path, "is a bundle already", "edge-awq run")
+
+
+@pytest.mark.parametrize("output", ["", ".", "/"])
+def test_output_without_a_name(model, output):
+    assert_refused(command("build", model, "-o", output, "--recipe", "rtn"), "a folder with a name", "-o NAME.bundle")
+
+
+def test_output_where_no_folder_can_be_made(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_refused(command("build", model, "-o", tmp_path / "file" / "x", "--recipe", "rtn"), "x.partial", "is a file")
+
+
+def test_output_that_is_a_link_keeps_the_link(model, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "x.bundle").symlink_to(tmp_path / "disk" / "real.bundle")
+    for _ in range(2):
+        assert command("build", model, "-o", tmp_path / "x.bundle", "--recipe", "rtn", "--fresh").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "model", "x.bundle"]
+    assert (tmp_path / "x.bundle").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real.bundle"]
+
+
+def test_default_output_is_named_after_the_folder(model, tmp_path, monkeypatch):
+    (tmp_path / "me@home").mkdir()
+    shutil.move(model, tmp_path / "me@home" / "small")
+    monkeypatch.chdir(tmp_path / "me@home" / "small")
+    assert command("build", ".", "--precision", "fp16").code == 0
+    assert (tmp_path / "me@home" / "small" / "small.bundle" / "manifest.json").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert command("build", tmp_path / "me@home" / "small", "--precision", "fp16").code == 0
+    assert (tmp_path / "small.bundle" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("version, remedy", [(99, "update edge-awq"), (1, "build it again")])
+def test_other_op_contract(bundle, version, remedy):
+    edit(bundle / "manifest.json", contract_version=version)
+    assert_refused(command("run", bundle, "-p", "x"), f"op contract {version}", remedy)
+
+
+def test_more_threads_than_can_be_started(bundle):
+    assert_refused(command("run", bundle, "-p", "x", "--threads", "100000"), "threads = 100000", "1024")
+
+
+@pytest.mark.parametrize("verb, option", [("run", "--meter-idle"), ("run", "--meter-interval"), ("tune", "--settle"),
+                                          ("tune", "--min-tokens-per-s"), ("bench", "--meter-interval")])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_seconds_and_bounds_that_are_no_numbers(bundle, verb, option, value):
+    result = command(verb, bundle, *(["-p", "x"] if verb == "run" else []), option, value)
+    assert result.code == 2 and "finite" in result.err
+
+
+@pytest.mark.parametrize("verb", ["bench", "tune"])
+@pytest.mark.parametrize("name, words", [("", "is a folder"), ("no/r.json", "there is no folder")])
+def test_results_that_cannot_be_written_are_known_before_the_work(bundle, tmp_path, verb, name, words):
+    assert_refused(command(verb, bundle, "-o", tmp_path / name), words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]

@@ -235,3 +235,41 @@ def test_defaults_of_sampling_are_the_models_own(bundle):
     with load(bundle) as session:
         assert session.settings().sampling == SamplingSettings(temperature=0.0)
         assert len(session.settings().eos_ids) == 1
+
+
+@pytest.mark.parametrize("name, number", [("SIGTERM", 15), ("SIGHUP", 1)])
+def test_a_build_that_is_ended_says_so_and_goes_on_later(tmp_path, name, number):
+    make_model(tmp_path / "model", num_hidden_layers=6)
+    process = spawn("build", tmp_path / "model", "-o", tmp_path / "x.bundle")
+    wait_for_unit(process, tmp_path / "x.bundle.partial", 1)
+    process.send_signal(number)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == -number  # for whoever sent it, it ended by that signal
+    assert f"Error: ended by {name}" in log and "goes on" in log and "Traceback" not in log
+    assert not (tmp_path / "x.bundle").exists()
+
+
+def test_a_hangup_that_nohup_ignores_is_ignored(tmp_path, model):
+    import signal
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = spawn("build", model[0], "-o", tmp_path / "x.bundle", "--recipe", "rtn")
+        while process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.05)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert process.returncode == 0, process.communicate()
+
+
+def test_a_disk_that_fills_up_between_two_blocks_is_one_error(tmp_path, model, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("edge_awq.model.checkpoint.save_file", full)
+    result = command("build", model[0], "-o", tmp_path / "x.bundle")
+    assert_refused(result, "carried-1: cannot be written", "No space left on device", "free space")
+    assert not (tmp_path / "x.bundle").exists()
