@@ -31,6 +31,7 @@ PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard
 @click.option("-p", "--prompt", help="The prompt's text.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), help="A file that holds the prompt.")
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
+@click.option("--system", metavar="TEXT", help="With --chat: instructions to the model, which stand before the prompt.")
 @click.option("-n", "--max-tokens", type=click.IntRange(min=1), help="Tokens to generate at most.  [default: 128]")
 @click.option("--greedy", is_flag=True, help="Always take the likeliest token.")
 @click.option("--temperature", type=float, help="Flattens (> 1) or sharpens (< 1) the choice.")
@@ -57,7 +58,8 @@ PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard
 def run(bundle: Path, **options: Any) -> None:
     """Run BUNDLE on a prompt and stream what it writes; speed goes to standard error."""
     text = _read_prompt(options.pop("prompt"), options.pop("prompt_file"))
-    chat, as_json, log, idle_s = (options.pop(name) for name in ("chat", "as_json", "log", "meter_idle"))
+    messages = _conversation(text, options.pop("system"), options.pop("chat"))
+    as_json, log, idle_s = (options.pop(name) for name in ("as_json", "log", "meter_idle"))
     if options.pop("greedy"):
         if options["temperature"] is not None:
             raise click.UsageError("--greedy and --temperature exclude each other")
@@ -73,7 +75,7 @@ def run(bundle: Path, **options: Any) -> None:
     lookup = options.pop("lookup") or 0
     with meter, load(bundle, **load_options, progress=progress(), lookup=lookup) as session:
         settings = session.settings(**{name: value for name, value in options.items() if value is not None})
-        ids = session.encode_chat([{"role": "user", "content": text}]) if chat else session.encode(text)
+        ids = session.encode_chat(messages) if messages else session.encode(text)
         if meter.ready() is not None and idle_s:
             meter.measure_idle(idle_s)
         summary, energy = _answer(session, ids, settings, meter, (log, as_json))
@@ -85,6 +87,16 @@ def run(bundle: Path, **options: Any) -> None:
         click.echo(f"\n{speed_line(summary, energy, bandwidth_gb_s)}", err=True)
         if guesses:
             click.echo(f"[{guesses[1]} of {guesses[0]} guessed tokens were right]", err=True)
+
+
+def _conversation(text: str, system: str | None, chat: bool) -> list[dict[str, str]]:
+    """The messages that the chat template gets; none without --chat."""
+    if not chat:
+        if system is not None:
+            raise click.UsageError("--system needs --chat")
+        return []
+    instructions = [] if system is None else [{"role": "system", "content": system}]
+    return [*instructions, {"role": "user", "content": text}]
 
 
 def _meter_choice(bundle: Path, options: dict[str, Any]) -> MeterChoice:

@@ -103,6 +103,15 @@ def test_chat_wraps_the_prompt(bundle):
     assert chat["prompt_tokens"] > plain["prompt_tokens"]
 
 
+def test_instructions_stand_before_the_prompt(bundle):
+    with load(bundle) as session:
+        expected = session.encode_chat([{"role": "system", "content": "Be brief."},
+                                        {"role": "user", "content": PROMPT}])
+    chat = command("run", bundle, "-p", PROMPT, "-n", 1, "--json", "--chat", "--system", "Be brief.")
+    assert json.loads(chat.out)["prompt_tokens"] == len(expected)
+    assert command("run", bundle, "-p", PROMPT, "--system", "Be brief.").code == 2
+
+
 def test_seed_repeats(bundle):
     def answer(seed):
         return command("run", bundle, "-p", PROMPT, "-n", 16, "--temperature", 1.5, "--seed", seed).out
@@ -188,6 +197,27 @@ def test_ctrl_c_is_one_line_and_leaves_no_bundle(tmp_path):
     assert process.returncode == 1
     assert "Error: interrupted" in log and "Traceback" not in log
     assert not (tmp_path / "x.bundle").exists()
+
+
+def test_ctrl_c_while_it_writes_is_one_line_and_the_log_has_what_was_measured(tmp_path, bundle, monkeypatch):
+    import signal
+
+    from edge_awq.engine.ort.engine import OrtEngine
+
+    def step(engine, token_id):
+        if engine.length == len(ids) + 5:
+            signal.raise_signal(signal.SIGINT)
+        return engine.prefill([token_id])
+
+    with load(bundle) as session:
+        ids = session.encode(PROMPT)
+    monkeypatch.setattr(OrtEngine, "step", step)
+    result = command("run", bundle, "-p", PROMPT, "--ignore-eos", "--meter", "none", "--log", tmp_path)
+    assert result.code == 1 and result.err.count("Error: ") == 1 and "Error: interrupted" in result.err
+    (run,) = tmp_path.iterdir()
+    last = json.loads((run / "run.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "request" and last["n_gen"] == 6 and last["finish_reason"] is None
+    assert len((run / "tokens.csv").read_text().splitlines()) == 1 + 6
 
 
 def test_ctrl_c_that_a_library_turned_into_an_error_is_still_one_line(tmp_path, model, monkeypatch):
