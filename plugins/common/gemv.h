@@ -9,7 +9,7 @@
 
 namespace edge_awq {
 
-// What a block of a GEMV shares beside the normalized rows.
+// What a block of a GEMV shares beside the rows of x.
 template <class Results, class Norm>
 struct GemvShared {
   Results results;
@@ -17,16 +17,20 @@ struct GemvShared {
 };
 
 // The warps' sums in shared memory. Column c of tile t is row t * kTileRows + c % kTileRows of x, and there are
-// 8 / kTileRows columns for each row, whose sums belong together.
-template <int kTiles, int kTileRows>
+// kColumns / kTileRows columns for each row, whose sums belong together.
+template <int kTiles, int kTileRows, int kLaneColumns = 2>
 struct GemvSums {
-  float sums[kGemvWarps][kTiles][8][kGemvOutputs];
+  static constexpr int kColumns = 4 * kLaneColumns;
+  float sums[kGemvWarps][kTiles][kColumns][kGemvOutputs];
 
-  // One lane's results of its warp's products.
-  __device__ __forceinline__ void put(const float (&lane_sums)[kTiles][4]) {
+  // One lane's results of its warp's products: those of its columns for one value of N, then for the one 8 further on.
+  __device__ __forceinline__ void put(const float (&lane_sums)[kTiles][2 * kLaneColumns]) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
     for (int tile = 0; tile < kTiles; ++tile)
-      for (int i = 0; i < 4; ++i) sums[warp][tile][lane % 4 * 2 + i % 2][lane / 4 + i / 2 * 8] = lane_sums[tile][i];
+      for (int i = 0; i < 2 * kLaneColumns; ++i) {
+        const int column = lane % 4 * kLaneColumns + i % kLaneColumns;
+        sums[warp][tile][column][lane / 4 + i / kLaneColumns * 8] = lane_sums[tile][i];
+      }
   }
 
   // One thread per output adds them up, always in the same order, and stores what becomes of the sum.
@@ -40,7 +44,7 @@ struct GemvSums {
 
   __device__ __forceinline__ float total(int row, int n) const {
     float sum = 0.0f;
-    for (int column = row % kTileRows; column < 8; column += kTileRows)
+    for (int column = row % kTileRows; column < kColumns; column += kTileRows)
       for (int warp = 0; warp < kGemvWarps; ++warp) sum += sums[warp][row / kTileRows][column][n];
     return sum;
   }
@@ -75,7 +79,8 @@ __device__ __forceinline__ void multiply_chunks(const Kernel& kernel, int chunks
     #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const int chunk = first + i * kGemvWarps, next = chunk + kAhead * kGemvWarps;
-      if (chunk < chunks) kernel.multiply(chunk, ahead[i], sums);
+      if (chunk >= chunks) break;
+      kernel.multiply(chunk, ahead[i], sums);
       if (next < chunks) ahead[i] = kernel.load(next);
     }
   }

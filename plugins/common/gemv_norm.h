@@ -97,4 +97,66 @@ struct NormedRows {
   }
 };
 
+// One row for products in halves: normalized, or as it is where there is no norm, and then times the power of two that
+// brings its largest finite value to kBound / 2 .. kBound. So 16 of them, each times a whole number of up to 15, add up to
+// no more than 61440, and nothing finite becomes infinite on the way. Values below 2^-21 of the largest may be moved by
+// 2^-32 of that; all others keep their bits.
+template <int kLaneVectors, class Order>
+struct BoundedRow : NormedRows<kLaneVectors, Order> {
+  using Base = NormedRows<kLaneVectors, Order>;
+  static constexpr int kBoundExponent = 8, kBound = 1 << kBoundExponent;
+
+  struct Sums : Base::Sums {
+    float largest[kGemvWarps];
+    float unit;  // what 1.0 in shared memory stands for
+  };
+
+  __device__ __forceinline__ BoundedRow(const Linear& a) : Base{a} {}
+
+  __device__ __forceinline__ Vector get(int first, int i, int quarter) const {
+    return load_shared(this->shared() + quarter + first + 4 * i);
+  }
+
+  // For each of the row's vectors that this thread has put into shared memory.
+  template <class Use>
+  __device__ __forceinline__ void for_own(const Use& use) const {
+    for (int place = threadIdx.x; place < this->pitch; place += kGemvThreads)
+      if (const int vector = Base::vector_at(0, place); vector < this->vectors) use(this->shared() + place, vector);
+  }
+
+  __device__ __forceinline__ float largest_of_block(float own, float (&warps)[kGemvWarps]) const {
+    for (int mask = kWarpSize / 2; mask; mask /= 2) own = larger(own, shuffle_xor(own, mask));
+    if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = own;
+    __syncthreads();
+    for (float each : warps) own = larger(own, each);
+    return own;
+  }
+
+  __device__ __forceinline__ void make(Sums& sums) const {
+    constexpr float kLargestHalf = 65504.0f;
+    if (this->a.norm == NormKind::kNone) {
+      const Vector* const x = reinterpret_cast<const Vector*>(this->a.x);
+      for_own([&](Vector* place, int vector) { store_shared(place, Order::arranged(x[vector])); });
+    } else {
+      Base::make(sums);
+    }
+    float largest = 0.0f, values[kVectorHalves];
+    for_own([&](Vector* place, int) {
+      unpack_halves(load_shared(place), values);
+      for (float value : values)
+        if (fabsf(value) <= kLargestHalf) largest = larger(largest, fabsf(value));
+    });
+    largest = largest_of_block(largest, sums.largest);
+    const int exponent = largest > 0.0f ? exponent_of(largest) - (kBoundExponent - 1) : 0;
+    const float factor = power_of_two(-exponent);
+    for_own([&](Vector* place, int) {
+      unpack_halves(load_shared(place), values);
+      for (float& value : values) value *= factor;
+      store_shared(place, pack_halves(values));
+    });
+    if (threadIdx.x == 0) sums.unit = power_of_two(exponent);
+    __syncthreads();
+  }
+};
+
 }  // namespace edge_awq

@@ -90,6 +90,12 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
+// The same of a whole number from -126 to 127: exactly.
+__device__ __forceinline__ float power_of_two(int x) { return as_float(static_cast<uint32_t>(x + 127) << 23); }
+
+// Of a number of at least 2^-126: the largest whole number whose power_of_two() is no larger.
+__device__ __forceinline__ int exponent_of(float positive) { return static_cast<int>(as_bits(positive) >> 23) - 127; }
+
 // A GPU is off by up to 2^-23 of it.
 __device__ __forceinline__ float reciprocal(float x) {
 #ifdef __CUDACC__
@@ -140,15 +146,26 @@ __device__ __forceinline__ HalfPair subtract(HalfPair a, HalfPair b) {
 #endif
 }
 
-// a * b + c in both halves, rounded once. On a CPU the sum passes through a float: exact where the float is.
+#ifndef __CUDACC__
+// a * b + c, rounded once: on its way through a float, a sum that does not fit one takes the neighbour that is odd, and
+// so falls to the right side when it is rounded again.
+inline Half multiply_add(Half a, Half b, Half c) {
+  const double sum = std::fma(static_cast<double>(float_from_half(a)), float_from_half(b), float_from_half(c));
+  float rounded = static_cast<float>(sum);
+  if (static_cast<double>(rounded) != sum && bits_from_float(rounded) % 2 == 0)
+    rounded = std::nextafter(rounded, rounded < sum ? HUGE_VALF : -HUGE_VALF);
+  return half_from_float(rounded);
+}
+#endif
+
+// a * b + c in both halves, rounded once.
 __device__ __forceinline__ HalfPair multiply_add(HalfPair a, HalfPair b, HalfPair c) {
 #ifdef __CUDACC__
   HalfPair result;
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
   return result;
 #else
-  return pair(to_half(std::fma(to_float(low(a)), to_float(low(b)), to_float(low(c)))),
-              to_half(std::fma(to_float(high(a)), to_float(high(b)), to_float(high(c)))));
+  return pair(multiply_add(low(a), low(b), low(c)), multiply_add(high(a), high(b), high(c)));
 #endif
 }
 

@@ -19,7 +19,7 @@ T* some_address() {
 }
 
 // What ../common/linear.h computes. Format has: Arguments, name(), weight_inputs(), check_weight(), set_weight(),
-// set_group_size().
+// set_group_size(), set_chains().
 //
 // Inputs: x fp16 [.., K]; the tensors of W; then, each if an attribute asks for it: norm_weight fp32 [K] (norm is 1 for
 // RMS, 2 for a layer norm), norm_bias fp32 [K] (has_norm_bias), bias fp16 [N] (has_bias), act_scale fp32 [outputs]
@@ -32,7 +32,7 @@ class MatMulOp final : public Op {
   // The order of attributes().
   enum Value {
     kK, kN, kHasBias, kFp32Output, kNorm, kNormEpsilon, kHasNormBias, kActivation, kGated, kHasActScale, kHasResidual,
-    kGroupSize
+    kGroupSize, kFp16Chains
   };
 
   static std::vector<Attribute> attributes() {
@@ -42,6 +42,7 @@ class MatMulOp final : public Op {
     for (const char* name : {"has_norm_bias", "activation", "gated", "has_act_scale", "has_residual"})
       all.push_back({name, false, false});
     if (Format::kHasGroups) all.push_back({"group_size"});
+    if (Format::kHasChains) all.push_back({"fp16_chains", false, false});
     return all;
   }
 
@@ -143,6 +144,7 @@ class MatMulOp final : public Op {
     a.gated = is(kGated);
     a.splits = 1;
     Format::set_group_size(a, group_size());
+    if (Format::kHasChains) Format::set_chains(a, integer(kFp16Chains));
     return a;
   }
 
@@ -183,7 +185,7 @@ class MatMulOp final : public Op {
 template <class TheArguments, int kBits>
 struct GroupedFormat {
   using Arguments = TheArguments;
-  static constexpr bool kHasGroups = true;
+  static constexpr bool kHasGroups = true, kHasChains = false;
 
   static std::vector<InputSpec> weight_inputs() {
     return {{"qweight", Type::kInt8}, {"scales", Type::kFloat16}, {"zero_points", Type::kInt8}};
@@ -209,6 +211,7 @@ struct GroupedFormat {
   }
 
   static void set_group_size(Arguments& a, int group_size) { a.group_size = group_size; }
+  static void set_chains(Arguments&, int) {}
 };
 
 }  // namespace edge_awq

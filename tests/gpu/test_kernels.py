@@ -9,6 +9,7 @@ import pytest
 from attention_harness import Heads, Result, check_caches, quantized, random_step
 from attention_harness import reference as attention_reference
 from matmul_harness import Fp16Matrix, activations, assert_product, pack, random_matrix
+from test_chained_gemv import roundings as chained_roundings
 from test_norm import EPSILON, assert_normed
 from test_sample import OFF, SETTINGS, filtered, uniform, weights_of
 
@@ -57,6 +58,20 @@ def test_integer_matmul_large(device, rng, N, K, group_size):
     assert_product(y, matrix, x, roundings(K))
     exact = x.astype(np.float64) @ matrix.weights.T
     assert (np.abs(y - exact).max(1) <= 1e-3 * np.linalg.norm(exact, axis=1)).all()
+
+
+@pytest.mark.parametrize("group_size", [128, 64])
+@pytest.mark.parametrize(("N", "K"), [*SHAPES, (64, 28672)])
+def test_chains_of_halves(device, rng, N, K, group_size):
+    """A GPU's halves round as a CPU's do: the bound is that of tests/plugins/test_chained_gemv.py."""
+    matrix, x = random_matrix(rng, N, K, group_size), activations(rng, 1, K, outliers=min(30, K // 64))
+    op = device.op("Int4MatMul", K=K, N=N, group_size=group_size, fp32_output=1, fp16_chains=1)
+    y = device.poisoned((1, N), np.float32)
+    op.run([device.put(each) for each in (x, *stored(matrix))], [y])
+    assert_product(device.get(y), matrix, x, chained_roundings(K))
+    if K > 5000:
+        exact = x.astype(np.float64) @ matrix.weights.T
+        assert np.abs(device.get(y) - exact).max() <= 1e-3 * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 64])

@@ -44,10 +44,10 @@ class Fp16Arguments(LinearArguments):
 
 
 class IntArguments(LinearArguments):
-    """As in int4_matmul/kernel.h and int8_matmul/kernel.h."""
+    """As in int4_matmul/kernel.h and, but for the last field, int8_matmul/kernel.h."""
 
     _fields_ = (*((name, ctypes.c_void_p) for name in ("qweight", "scales", "zero_points")),
-                ("group_size", ctypes.c_int))
+                ("group_size", ctypes.c_int), ("fp16_chains", ctypes.c_int))
 
 
 class Matrix:
