@@ -148,7 +148,10 @@ class Target:
 
 def profile_folder() -> Path:
     """Where the profiles lie: in the installed package, or in ``profiles/`` of an editable checkout."""
-    return Path(str(resources.files("edge_awq.profiles")))
+    try:
+        return Path(str(resources.files("edge_awq.profiles")))
+    except ModuleNotFoundError:  # a checkout that is not installed
+        return Path(__file__).resolve().parents[1] / "profiles"
 
 
 def own_profile_folders() -> tuple[Path, ...]:

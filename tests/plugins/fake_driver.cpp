@@ -14,7 +14,7 @@
 namespace {
 
 constexpr int kInvalidValue = 1, kNotFound = 500;
-constexpr int kMultiprocessors = 16, kMajor = 75, kMinor = 76;
+constexpr int kMultiprocessors = 16, kIntegrated = 18, kMajor = 75, kMinor = 76;
 constexpr size_t kMostArgumentBytes = 320;
 
 struct Arguments {  // larger than any kernel's: what lies behind them is copied too, and not read
@@ -25,6 +25,8 @@ struct Recorded {
   std::string kernel;
   unsigned blocks, threads, shared_bytes;
   Arguments arguments;
+  void (*host)(void*) = nullptr;  // in a kernel's place: a function of the host's, and what it is given
+  void* given = nullptr;
 };
 
 struct Module {
@@ -68,6 +70,7 @@ Arguments copy_arguments(const void* from) {
 }
 
 int run(const Recorded& launch) {
+  if (launch.host) return launch.host(launch.given), 0;
   if (!fake.settings["run"]) return 0;
   const auto kernel = reinterpret_cast<void (*)(Arguments)>(find_symbol(launch.kernel.c_str()));
   fibers::state.dynamic_bytes = launch.shared_bytes;
@@ -112,7 +115,7 @@ int cuDriverGetVersion(int* version) { return *version = 12060, 0; }
 int cuDeviceGetCount(int* count) { return *count = 1, 0; }
 int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal == 0 ? 0 : 101; }
 int cuDeviceGetName(char* name, int size, int) { return std::snprintf(name, size, "fake"), 0; }
-int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = size_t{1} << 32, 0; }
+int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = size_t{1} << 34, 0; }
 
 int cuGetErrorName(int status, const char** name) {
   *name = status == kInvalidValue ? "CUDA_ERROR_INVALID_VALUE" : status == kNotFound ? "CUDA_ERROR_NOT_FOUND" : nullptr;
@@ -145,7 +148,8 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
   const int capability = fake.settings["compute_capability"];
   *value = attribute == kMajor   ? capability / 10
            : attribute == kMinor ? capability % 10
-           : attribute == kMultiprocessors ? fake.settings["multiprocessors"] : 1;
+           : attribute == kMultiprocessors ? fake.settings["multiprocessors"]
+                                         : attribute != kIntegrated;
   return outcome("cuDeviceGetAttribute");
 }
 
@@ -195,6 +199,15 @@ int cuLaunchKernelEx(const Config* config, void* function, void** parameters, vo
                 attributes);
 }
 
+int cuLaunchHostFunc(void*, void (*function)(void*), void* given) {
+  note("cuLaunchHostFunc");
+  if (const int status = outcome("cuLaunchHostFunc")) return status;
+  const Recorded recorded{"", 0, 0, 0, {}, function, given};
+  if (!fake.is_capturing) return run(recorded);
+  fake.captured.push_back(recorded);
+  return 0;
+}
+
 int cuMemAlloc_v2(void** address, size_t bytes) {
   note("cuMemAlloc " + std::to_string(bytes));
   if (const int status = outcome("cuMemAlloc_v2")) return status;
@@ -210,7 +223,7 @@ int cuMemFree_v2(void* address) {
   return 0;
 }
 
-int cuMemGetInfo_v2(size_t* available, size_t* total) { return *available = *total = size_t{1} << 32, 0; }
+int cuMemGetInfo_v2(size_t* available, size_t* total) { return *available = *total = size_t{1} << 34, 0; }
 int cuMemsetD8_v2(void* address, unsigned char value, size_t bytes) {
   std::memset(address, value, bytes);
   return outcome("cuMemsetD8_v2");
@@ -221,35 +234,58 @@ int cuMemsetD8Async(void* address, unsigned char value, size_t bytes, void*) {
 int cuMemcpyHtoD_v2(void* to, const void* from, size_t bytes) { return std::memcpy(to, from, bytes), 0; }
 int cuMemcpyDtoH_v2(void* to, const void* from, size_t bytes) { return std::memcpy(to, from, bytes), 0; }
 
+// A copy is at once, so one inside a capture would be missing in the graph.
+int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void*) {
+  note("cuMemcpyHtoDAsync");
+  return fake.is_capturing ? 900 : cuMemcpyHtoD_v2(to, from, bytes);
+}
+int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void*) {
+  note("cuMemcpyDtoHAsync");
+  return fake.is_capturing ? 900 : cuMemcpyDtoH_v2(to, from, bytes);
+}
+int cuMemHostAlloc(void** address, size_t bytes, unsigned) {
+  *address = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+  return 0;
+}
+int cuMemFreeHost(void* address) { return std::free(address), 0; }
+
 int cuStreamCreate(void** stream, unsigned) { return *stream = reinterpret_cast<void*>(2), 0; }
 int cuStreamDestroy_v2(void*) { return 0; }
-int cuStreamSynchronize(void*) { return outcome("cuStreamSynchronize"); }
+int cuStreamSynchronize(void*) {
+  note("cuStreamSynchronize");
+  if (fake.is_capturing) return 900;  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+  return outcome("cuStreamSynchronize");
+}
 
 int cuStreamBeginCapture_v2(void*, int) {
+  note("cuStreamBeginCapture");
   fake.captured.clear();
   fake.is_capturing = true;
   return 0;
 }
 
 int cuStreamEndCapture(void*, void** graph) {
+  note("cuStreamEndCapture");
   fake.is_capturing = false;
   *graph = new std::vector<Recorded>(fake.captured);
   return 0;
 }
 
 int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
+  note("cuGraphInstantiate");
   *executable = new std::vector<Recorded>(*static_cast<std::vector<Recorded>*>(graph));
   return 0;
 }
 
 int cuGraphLaunch(void* executable, void*) {
+  note("cuGraphLaunch");
   for (const Recorded& each : *static_cast<std::vector<Recorded>*>(executable))
     if (const int status = run(each)) return status;
   return outcome("cuGraphLaunch");
 }
 
-int cuGraphDestroy(void* graph) { return delete static_cast<std::vector<Recorded>*>(graph), 0; }
-int cuGraphExecDestroy(void* graph) { return delete static_cast<std::vector<Recorded>*>(graph), 0; }
+int cuGraphDestroy(void* graph) { return note("cuGraphDestroy"), delete static_cast<std::vector<Recorded>*>(graph), 0; }
+int cuGraphExecDestroy(void* graph) { return note("cuGraphExecDestroy"), delete static_cast<std::vector<Recorded>*>(graph), 0; }
 
 using Clock = std::chrono::steady_clock;
 int cuEventCreate(void** event, unsigned) { return *event = new Clock::time_point, 0; }

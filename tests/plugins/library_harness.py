@@ -74,6 +74,15 @@ def built_driver() -> Path:
     return build_kernels.compile_cpp(HERE / "fake_driver.cpp", Path(folder().name) / "libfake_cuda.so")
 
 
+@functools.cache
+def named_driver() -> Path:
+    """The same under the name by which a driver is looked for; $LD_LIBRARY_PATH must name its folder."""
+    named = Path(folder().name) / "driver" / "libcuda.so.1"
+    named.parent.mkdir()
+    shutil.copy(built_driver(), named)
+    return named
+
+
 def fresh_library(driver: Path | str) -> ctypes.CDLL:
     """A copy of the library, so that it meets ``driver`` as if no other had been there before."""
     copy = Path(tempfile.mkdtemp(dir=folder().name)) / "libedge_awq_plugins.so"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 TESTS = Path(__file__).resolve().parents[2]
-for folder in (TESTS / "engine", TESTS / "plugins"):
+for folder in (TESTS / "engine", TESTS / "plugins", TESTS.parent / "scripts"):
     sys.path.insert(0, str(folder))
 
 from built import build, canonical, random_ids, relative_l2, run_graph  # noqa: E402
@@ -21,11 +20,9 @@ from edge_awq.engine.trt.lower import Lowered  # noqa: E402
 from edge_awq.engine.trt.names import DOMAIN  # noqa: E402
 from edge_awq.engine.trt.reference import LoweredReference  # noqa: E402
 from edge_awq.export.graph import build_graph  # noqa: E402
-from edge_awq.model.config import DecoderConfig, parse_config  # noqa: E402
-from edge_awq.model.family import find_family  # noqa: E402
-from edge_awq.model.folds import has_act_scale  # noqa: E402
+from edge_awq.model.config import DecoderConfig  # noqa: E402
 from edge_awq.shapes import find_shape  # noqa: E402
-from edge_awq.weights import StoredTensor, TensorSpec  # noqa: E402
+from random_bundle import Decoder, planned_layout  # noqa: E402
 from stored import StoredDecoder  # noqa: E402
 from tiny import ARCHITECTURES, UNGROUPED  # noqa: E402
 
@@ -66,44 +63,8 @@ def run_lowered(lowered: Lowered, folder: Path, exact: bool = False) -> np.ndarr
 
 def graph_of_shape(name: str, head_bits: int = 4) -> tuple[onnx.ModelProto, DecoderConfig]:
     """The canonical graph of a known model at its full size, as if its weights file were there; and its config."""
-    shape = find_shape(name)
-    family = find_family(shape.config)
-    config = parse_config(shape.config, family)
-    specs = [TensorSpec("embed.weight", "F16", config.linear_shape("embed")),
-             *_vectors("final_norm", shape.biases, config)]
-    if "positions" in family.names:
-        specs.append(TensorSpec("positions.weight", "F16", (config.max_positions, config.hidden_size)))
-    specs += [TensorSpec(f"{rope}.{part}", "F32", (config.max_positions, spec.rotary_size // 2))
-              for rope, spec in config.ropes.items() for part in ("cos", "sin")]
-    for index in range(config.num_layers):
-        for norm in family.norms:
-            specs += _vectors(f"blocks.{index}.{norm}", shape.biases, config)
-        if has_act_scale(family, config):
-            specs.append(TensorSpec(f"blocks.{index}.act_scale.weight", "F32", (config.intermediate_size,)))
-        for linear in family.linears:
-            specs += _packed(f"blocks.{index}.{linear}", config.linear_shape(linear), 4)
-            if linear in shape.biases:
-                specs.append(TensorSpec(f"blocks.{index}.{linear}.bias", "F32", config.linear_shape(linear)[:1]))
-    specs += _packed("head", config.linear_shape("head"), head_bits)
-    layout, offset = {}, 0
-    for spec in specs:
-        layout[spec.name] = StoredTensor(spec.name, spec.dtype, spec.shape, offset, spec.nbytes)
-        offset += spec.nbytes
-    return build_graph(family, config, layout), config
-
-
-def _vectors(name: str, biases: Sequence[str], config: DecoderConfig) -> list[TensorSpec]:
-    short = name.rpartition(".")[2]
-    kinds = ("weight", "bias") if short in biases else ("weight",)
-    return [TensorSpec(f"{name}.{kind}", "F32", (config.norm_size(short),)) for kind in kinds]
-
-
-def _packed(name: str, shape: tuple[int, int], bits: int) -> list[TensorSpec]:
-    rows, width = shape
-    groups = width // (64 if width % 128 else 128)
-    return [TensorSpec(f"{name}.qweight", "U8", (rows, width * bits // 8)),
-            TensorSpec(f"{name}.scales", "F16", (rows, groups)),
-            TensorSpec(f"{name}.zero_points", "U8", (rows, -(-groups * bits // 8)))]
+    decoder = Decoder.of(find_shape(name), "w4a16", head_bits)
+    return build_graph(decoder.family, decoder.config, planned_layout(decoder.specs())), decoder.config
 
 
 def plugins(model: onnx.ModelProto) -> list[onnx.NodeProto]:

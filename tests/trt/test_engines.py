@@ -1,0 +1,149 @@
+"""Real engines with our plugins, built and run by the product on a GPU, against the canonical graph on the CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from trt_models import (
+    CONTEXT,
+    MODELS,
+    PROMPT,
+    STEPS,
+    CanonicalModel,
+    Expected,
+    make_tiny_bundle,
+    random_ids,
+    relative_l2,
+    rounding_limit,
+)
+
+from edge_awq.engine.trt import compile_bundle, open_engine
+from edge_awq.engine.trt.plan_cache import read_engine
+from edge_awq.progress import Lines
+
+pytestmark = pytest.mark.trt
+
+MOST_ENGINE_BYTES = 20 << 20
+ROWS = (1, 2, 5, 8)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def bundle(model, toolkit, tmp_path_factory):
+    return make_tiny_bundle(tmp_path_factory.mktemp(model), model)
+
+
+@pytest.fixture(scope="module")
+def notes():
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(bundle, notes):
+    """What compiling says; the engine is in the bundle from here on."""
+    return compile_bundle(bundle.path, Lines(notes.append))
+
+
+@pytest.fixture
+def engine(bundle, report):
+    opened = open_engine(bundle)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def expected(bundle, model):
+    found = Expected(bundle, MODELS[model])
+    assert found.close_calls() == 0  # otherwise another seed is needed
+    return found
+
+
+def test_compile_makes_both_passes(report, bundle, notes):
+    """No pass is left out, a decode step has all that can be fused, and the engine holds no weights."""
+    print(report)
+    assert list(report.passes) == ["decode", "prefill"], notes
+    assert report.engine_bytes < MOST_ENGINE_BYTES
+    stored = read_engine(bundle.path / report.file)
+    assert not stored.passes["decode"]["declined"]
+    assert all(table["weights"] for table in stored.passes.values())
+
+
+def test_every_step_is_the_models(engine, expected):
+    """A prompt in chunks, then 64 steps, all but two of them from one CUDA graph: the logits after each."""
+    off = [relative_l2(engine.prefill(expected.prompt), expected.logits[0])]
+    for token, logits in zip(expected.tokens[:-1], expected.logits[1:], strict=True):
+        off.append(relative_l2(engine.step(token), logits))
+    print(f"relative L2: largest {max(off):.2e}, of the limit {max(off) / expected.limit:.2f}")
+    assert max(off) <= expected.limit
+    assert engine.length == PROMPT + STEPS
+
+
+def test_greedy_tokens_are_the_models(engine, expected):
+    """64 tokens chosen on the device, each fed to the next step, are those of the canonical graph."""
+    tokens = [int(engine.prefill(expected.prompt).argmax())]
+    for _ in range(STEPS):
+        tokens.append(engine.step_greedy(tokens[-1]))
+    assert tokens == expected.tokens
+
+
+def test_random_text_one_by_one(engine, bundle):
+    """Tokens that no model would choose: every position of the cache counts."""
+    ids, reference = random_ids(40, seed=2), CanonicalModel(bundle)
+    exact = reference(ids)
+    found = np.array([engine.step(token).copy() for token in ids])
+    limit = rounding_limit(bundle)
+    off = [relative_l2(*pair) for pair in zip(found, exact, strict=True)]
+    print(f"relative L2: largest {max(off):.2e}, of the limit {max(off) / limit:.2f}")
+    assert max(off) <= limit
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_logits_of_several_rows(engine, bundle, rows):
+    """What speculation runs: a few tokens at once behind others, first as it is, then from the graph."""
+    ids, limit = random_ids(30 + rows, seed=rows), rounding_limit(bundle)
+    exact = CanonicalModel(bundle)(ids)[30:]
+    engine.prefill(ids[:30])
+    for _ in range(2):
+        engine.truncate(30)
+        found = engine.logits(ids[30:])
+        assert max(relative_l2(*pair) for pair in zip(found, exact, strict=True)) <= limit
+
+
+def test_replays_of_a_graph_are_the_same_bits(engine):
+    ids = random_ids(20, seed=3)
+    engine.prefill(ids[:-1])
+    seen = set()
+    for _ in range(5):  # the first runs as it is, and is then captured
+        engine.truncate(len(ids) - 1)
+        seen.add(engine.step(ids[-1]).tobytes())
+    assert len(seen) == 1
+
+
+def test_truncated_text_goes_on_as_if_new(engine, expected):
+    engine.prefill(random_ids(CONTEXT - 1, seed=4))
+    engine.truncate(0)
+    assert relative_l2(engine.prefill(expected.prompt), expected.logits[0]) <= expected.limit
+
+
+def test_self_contained_engine(bundle, expected, toolkit, report, tmp_path):
+    """Weights as constants of the engine, in place of inputs."""
+    import shutil
+
+    from edge_awq.bundle import ENGINES, Bundle
+
+    copy = shutil.copytree(bundle.path, tmp_path / bundle.path.name, ignore=shutil.ignore_patterns(ENGINES))
+    inside = compile_bundle(copy, weights_inside=True)
+    assert list(inside.passes) == ["decode"] and inside.engine_bytes > 0
+    engine = open_engine(Bundle.open(copy))
+    try:
+        assert relative_l2(engine.prefill(expected.prompt), expected.logits[0]) <= expected.limit
+        tokens = [expected.tokens[0]]
+        for _ in range(8):
+            tokens.append(engine.step_greedy(tokens[-1]))
+        assert tokens == expected.tokens[:9]
+    finally:
+        engine.close()
