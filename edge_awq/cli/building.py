@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edge_awq.cli.common import progress
+from edge_awq.cli.common import progress, to_int
 
 
 @click.command()
@@ -42,7 +42,9 @@ def build(**options: Any) -> None:
 @click.option("--fresh", is_flag=True, help="Compile even if an engine for this machine is there.")
 @click.option("--weights-inside", is_flag=True, help="A self-contained engine that needs no weights file, as large as "
               "that; prompts run a few tokens at a time.")
-def compile_engine(bundle: Path, fresh: bool, weights_inside: bool) -> None:
+@click.option("--kv-bits", type=click.Choice(["16", "8"]), callback=to_int, help="Of a cached key or value, as run is "
+              "to have it.  [default: 16]")
+def compile_engine(bundle: Path, fresh: bool, weights_inside: bool, kv_bits: int | None) -> None:
     """Compile BUNDLE for the GPU of this machine; 'run' does it itself when it must."""
     from edge_awq.bundle import Bundle
     from edge_awq.engine import ON_DEVICE, load_runtime
@@ -51,7 +53,7 @@ def compile_engine(bundle: Path, fresh: bool, weights_inside: bool) -> None:
     kind = Bundle.open(bundle, verify=False).manifest.runtime
     if kind not in ON_DEVICE:
         raise EdgeAwqError(f"{bundle} runs on {kind}: its engine came with the build", hint="edge-awq run runs it")
-    report = load_runtime(kind).compile_bundle(bundle, progress(), fresh, weights_inside)
+    report = load_runtime(kind).compile_bundle(bundle, progress(), fresh, weights_inside, kv_bits)
     if report is None:
         click.echo(f"{bundle}: an engine for this machine is there; --fresh compiles it anew", err=True)
         return

@@ -41,6 +41,11 @@ def check_new_file(path: Path | None) -> None:
         raise EdgeAwqError(f"{path}: there is no folder {path.parent}", hint="make it first, or choose another with -o")
 
 
+def to_int(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A choice of numbers as a number."""
+    return None if value is None else int(value)
+
+
 def progress() -> Progress:
     """A bar on a terminal, lines where standard error is piped."""
     from edge_awq.progress import Bars, Lines

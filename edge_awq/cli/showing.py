@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from edge_awq.cli.common import to_int
+
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -42,6 +44,8 @@ def targets() -> None:
 @click.option("-t", "--target", help="What to plan for: a name of 'edge-awq targets', a profile.toml.  [default: auto]")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens in the KV cache.  [default: target's]")
 @click.option("--precision", type=click.Choice(["w4a16", "fp16"]), help="[default: w4a16; a bundle's own]")
+@click.option("--kv-bits", type=click.Choice(["16", "8"]), callback=to_int, help="Of a cached key or value on a GPU.  "
+              "[default: 16]")
 @click.option("--mode", help="The Jetson's power mode.  [default: profile's]")
 @click.option("--all-targets", is_flag=True, help="One row for every known target.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

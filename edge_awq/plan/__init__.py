@@ -7,6 +7,7 @@ from dataclasses import replace
 from edge_awq.detect import detect_target, mode_named, read_machine
 from edge_awq.plan.plan import Plan, Request, make_plan
 from edge_awq.plan.source import find_subject
+from edge_awq.plan.speed import kv_bits_of
 from edge_awq.target import AUTO, find_target, load_targets
 
 __all__ = ["Plan", "Request", "plan_for"]
@@ -14,6 +15,8 @@ __all__ = ["Plan", "Request", "plan_for"]
 
 def plan_for(model: str, target: str | None, request: Request) -> list[Plan]:
     """Plan ``model`` for one target, or for every one that is known.
+
+    Among all of them, those that have no KV cache of the bits that are asked for have their own.
 
     Args:
         target: a name, "auto" for this machine in its power mode, the file of a profile, or None for all.
@@ -26,4 +29,8 @@ def plan_for(model: str, target: str | None, request: Request) -> list[Plan]:
     one = detect_target(machine, known) if target == AUTO else find_target(target) if target else None
     if target == AUTO and request.mode is None:
         request = replace(request, mode=mode_named(one, machine.power_mode))
-    return [make_plan(subject, each, request, machine.memory_bytes, known) for each in ((one,) if one else known)]
+    if one:
+        return [make_plan(subject, one, request, machine.memory_bytes, known)]
+    anywhere = replace(request, kv_bits=None)
+    return [make_plan(subject, each, request if request.kv_bits in kv_bits_of(each) else anywhere,
+                      machine.memory_bytes, known) for each in known]

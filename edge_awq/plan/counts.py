@@ -30,6 +30,7 @@ class Counts:
     num_layers: int
     hidden_size: int
     vocab_size: int
+    num_kv_heads: int
     kv_size: int
     rotary_size: int
     max_positions: int
@@ -58,6 +59,7 @@ def counts_of(family: Family, config: DecoderConfig) -> Counts:
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
+        num_kv_heads=config.num_kv_heads,
         kv_size=config.kv_size,
         rotary_size=config.rope.rotary_size if config.rope else 0,
         max_positions=config.max_positions,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edge_awq.plan.sizes import Sizes
-from edge_awq.plan.speed import KV_ELEMENT_BYTES
+from edge_awq.plan.speed import pick_kv_bits
 from edge_awq.target import Reserve, Target
 
 MIB = 1 << 20
+ACTIVATION_BYTES = {"onnxruntime": 4, "tensorrt": 2}  # float32 on the CPU, float16 on a GPU
 UNKNOWN_RESERVE = Reserve(system_mib=1024, runtime_mib=300, page_cache_mib=0, build_mib=512)
 
 
@@ -47,22 +48,23 @@ class Memory:
         return None if self.available is None else self.needed <= self.available
 
 
-def memory_for(sizes: Sizes, target: Target, context: int, machine_bytes: int | None = None) -> Memory:
+def memory_for(sizes: Sizes, target: Target, context: int, machine_bytes: int | None = None,
+               kv_bits: int | None = None) -> Memory:
     """Memory of a model on a target.
 
     Args:
         context: tokens in the KV cache.
         machine_bytes: this machine's memory, for a target that is any machine.
+        kv_bits: of a cached key or value; None: as usual on the target.
     """
     reserve = target.reserve or UNKNOWN_RESERVE
-    element_bytes = KV_ELEMENT_BYTES.get(target.kind, 2)
     chunk = min(context, target.limits.prefill_chunk)
     system, runtime, cache = (mib * MIB for mib in (reserve.system_mib, reserve.runtime_mib, reserve.page_cache_mib))
     return Memory(
         available=target.device.memory_mib * MIB if target.device else machine_bytes,
         weights=sizes.weight_bytes,
-        kv_cache=sizes.cache_bytes(context, element_bytes),
-        workspace=chunk * sizes.width * element_bytes + sizes.vocab_size * 4,
+        kv_cache=sizes.cache_bytes(context, pick_kv_bits(target, kv_bits)),
+        workspace=chunk * sizes.width * ACTIVATION_BYTES.get(target.kind, 2) + sizes.vocab_size * 4,
         runtime=runtime,
         page_cache=cache,
         system=system,
@@ -70,12 +72,12 @@ def memory_for(sizes: Sizes, target: Target, context: int, machine_bytes: int | 
     )
 
 
-def longest_context(sizes: Sizes, target: Target, machine_bytes: int | None = None) -> int:
+def longest_context(sizes: Sizes, target: Target, machine_bytes: int | None = None, kv_bits: int | None = None) -> int:
     """The most tokens of context that fit, in steps of 128; 0 when not even that many do."""
     low, high = 0, max(sizes.max_positions // 128, 1)
     while low < high:
         middle = (low + high + 1) // 2
-        if memory_for(sizes, target, middle * 128, machine_bytes).fits is False:
+        if memory_for(sizes, target, middle * 128, machine_bytes, kv_bits).fits is False:
             high = middle - 1
         else:
             low = middle

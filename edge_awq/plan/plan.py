@@ -12,7 +12,7 @@ from edge_awq.plan.figure import MEAN_CONTEXT, Seed, read_figure
 from edge_awq.plan.memory import Memory, longest_context, memory_for
 from edge_awq.plan.sizes import Sizes
 from edge_awq.plan.source import Subject
-from edge_awq.plan.speed import Speed, pick_mode, speed_at
+from edge_awq.plan.speed import Speed, kv_bits_of, pick_kv_bits, pick_mode, speed_at
 from edge_awq.target import QuantSpec, Target
 
 CONTEXTS = (MEAN_CONTEXT, 512, 2048, 8192)  # at which speed is forecast, as far as they fit into the cache
@@ -26,11 +26,13 @@ class Request:
         context: tokens in the KV cache.
         mode: name of the power mode.
         precision: "w4a16" or "fp16".
+        kv_bits: of a cached key or value, 16 or 8.
     """
 
     context: int | None = None
     mode: str | None = None
     precision: str | None = None
+    kv_bits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Plan:
 
     Attributes:
         mode: the power mode that is assumed.
+        kv_bits: of a cached key or value; 8 of them have scales beside them.
         longest_context: the most tokens that fit, 0 for none.
         speeds: at the contexts of CONTEXTS that fit into the cache, and at its end.
         changes: what would make it fit, when it does not.
@@ -51,6 +54,7 @@ class Plan:
     precision: str
     quant: QuantSpec
     context: int
+    kv_bits: int
     memory: Memory
     longest_context: int
     speeds: tuple[Speed, ...]
@@ -69,7 +73,8 @@ class Plan:
         return {
             "schema": "edge-awq.plan/1", "model": self.model, "target": self.target.name, "power_mode": self.mode,
             "precision": self.precision, "quant": dataclasses.asdict(self.quant) if self.precision != "fp16" else None,
-            "context": self.context, "longest_context": self.longest_context, "fits": self.fits,
+            "context": self.context, "kv_bits": self.kv_bits, "longest_context": self.longest_context,
+            "fits": self.fits,
             "memory": {**memory, "run_peak_bytes": self.memory.run_peak}, "changes": list(self.changes),
             "efficiency": dataclasses.asdict(forecast) if forecast else None,
             "speed": [dataclasses.asdict(speed) for speed in self.speeds],
@@ -87,7 +92,8 @@ def make_plan(subject: Subject, target: Target, request: Request, machine_bytes:
         others: targets to look for one that the model fits.
 
     Raises:
-        EdgeAwqError: an unknown power mode, a context beyond the model's positions, a bundle of another precision.
+        EdgeAwqError: an unknown power mode, a context beyond the model's positions, a bundle of another precision, or a
+            KV cache that the target has not.
     """
     precision = _precision(subject, request)
     sizes = subject.sizes(precision, target.quant, request.context or target.limits.max_context)
@@ -96,12 +102,14 @@ def make_plan(subject: Subject, target: Target, request: Request, machine_bytes:
                            hint=f"use --context {sizes.max_positions} or less")
     context = request.context or min(target.limits.max_context, sizes.max_positions)
     mode_name, mode = pick_mode(target, request.mode)
-    memory = memory_for(sizes, target, context, machine_bytes)
-    longest = longest_context(sizes, target, machine_bytes)
+    kv_bits = pick_kv_bits(target, request.kv_bits)
+    memory = memory_for(sizes, target, context, machine_bytes, kv_bits)
+    longest = longest_context(sizes, target, machine_bytes, kv_bits)
     contexts = sorted({*(c for c in CONTEXTS if c < context), context})
     plan = Plan(
         model=subject.name, target=target, mode=mode_name, precision=precision, quant=target.quant, context=context,
-        memory=memory, longest_context=longest, speeds=tuple(speed_at(c, sizes, target, mode) for c in contexts),
+        kv_bits=kv_bits, memory=memory, longest_context=longest,
+        speeds=tuple(speed_at(c, sizes, target, mode, kv_bits) for c in contexts),
         seeds=tuple(seed for seed in read_figure() if (seed.shape, seed.target) == (subject.shape, target.name)))
     if plan.fits is not False:
         return plan
@@ -121,7 +129,9 @@ def _changes(plan: Plan, subject: Subject, machine_bytes: int | None, others: tu
     """What would make the plan fit, the smallest change first."""
     if plan.memory.build_peak > plan.memory.available:
         yield "nothing on this target: compiling an engine alone takes more than it has"
-    elif plan.longest_context:
+    if _fits_in_bytes(plan, subject, machine_bytes):
+        yield "--kv-bits 8"
+    if plan.longest_context:
         yield f"--context {plan.longest_context}"
     elif plan.precision == "fp16" and subject.bundle is None:
         packed = subject.sizes("w4a16", plan.target.quant, plan.context)
@@ -135,6 +145,14 @@ def _changes(plan: Plan, subject: Subject, machine_bytes: int | None, others: tu
         yield f"--target {smallest.name}, the smallest known of its sort that holds it as it is"
 
 
+def _fits_in_bytes(plan: Plan, subject: Subject, machine_bytes: int | None) -> bool:
+    """Whether a KV cache of 8 bits would do, on a target that has one."""
+    if 8 not in kv_bits_of(plan.target):
+        return False
+    sizes = subject.sizes(plan.precision, plan.target.quant, plan.context)
+    return memory_for(sizes, plan.target, plan.context, machine_bytes, 8).fits is True
+
+
 def _is_alike(target: Target, other: Target) -> bool:
     """Both boards with one memory for CPU and GPU, or both graphics cards."""
     return other.device is None or target.device.unified_memory == other.device.unified_memory
@@ -142,4 +160,5 @@ def _is_alike(target: Target, other: Target) -> bool:
 
 def _needs(subject: Subject, plan: Plan, target: Target) -> Memory:
     sizes: Sizes = subject.sizes(plan.precision, target.quant, plan.context)
-    return memory_for(sizes, target, plan.context)
+    kv_bits = plan.kv_bits if plan.kv_bits in kv_bits_of(target) else None
+    return memory_for(sizes, target, plan.context, kv_bits=kv_bits)

@@ -20,7 +20,8 @@ def show_plan(plan: Plan) -> Iterator[str]:
     mode = f", power mode {plan.mode}" if plan.mode else ""
     packed = f" (groups of {plan.quant.group_size}, head {plan.quant.head_bits} bits)"
     quant = "" if plan.precision == "fp16" else packed
-    yield f"{plan.model} on {plan.target.name}{mode}, {plan.precision}{quant}, context {plan.context} tokens"
+    yield (f"{plan.model} on {plan.target.name}{mode}, {plan.precision}{quant}, KV cache of {plan.kv_bits} bits, "
+           f"context {plan.context} tokens")
     yield ""
     yield from _show_memory(plan)
     yield ""
@@ -88,7 +89,9 @@ def show_matrix(plans: Iterable[Plan]) -> Iterator[str]:
     head = ("target", "mode", "fits", "needs GiB", "of GiB", "context", "longest", "limit tok/s", "predicted tok/s",
             "J/token at most")
     first = plans[0]
-    yield f"{first.model}, {first.precision}; speed after {first.speeds[0].context} tokens, predicted, not measured"
+    bits = "/".join(map(str, sorted({plan.kv_bits for plan in plans})))
+    yield (f"{first.model}, {first.precision}, KV cache of {bits} bits; speed after {first.speeds[0].context} tokens, "
+           "predicted, not measured")
     yield ""
     yield from render(head, map(_matrix_row, plans), right=head[3:])
 

@@ -13,6 +13,7 @@ from edge_awq.target import QuantSpec
 from edge_awq.weights import read_layout
 
 HALF, FULL = 2, 4  # bytes of float16 and float32
+SCALED_BITS = 8  # a cached key or value of so few bits has a float32 scale
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Sizes:
         token_bytes: stored weights that one decoded token reads; as ``metrics.weight_bytes_per_token`` defines it.
         token_weights: how many weights those are.
         kv_elements: per layer, elements of the keys and values of one token.
+        kv_vectors: per layer, how many keys and values they are: one of each for every KV head.
         windows: per layer, how many of the newest tokens are read; None: all.
         width: elements that one token of a prompt has in flight: hidden states and the outputs of a block's matrices.
     """
@@ -32,19 +34,23 @@ class Sizes:
     token_bytes: int
     token_weights: int
     kv_elements: int
+    kv_vectors: int
     windows: tuple[int | None, ...]
     width: int
     vocab_size: int
     max_positions: int
 
-    def cache_bytes(self, context: int, element_bytes: int) -> int:
+    def cache_bytes(self, context: int, kv_bits: int) -> int:
         """The KV cache of ``context`` tokens; a layer with a window has room for all of them too."""
-        return len(self.windows) * self.kv_elements * context * element_bytes
+        return len(self.windows) * context * self._layer_bytes(kv_bits)
 
-    def cache_read_bytes(self, context: int, element_bytes: int) -> int:
+    def cache_read_bytes(self, context: int, kv_bits: int) -> int:
         """What one token reads of the cache after ``context`` tokens."""
-        tokens = sum(min(context, window or context) for window in self.windows)
-        return self.kv_elements * tokens * element_bytes
+        return sum(min(context, window or context) for window in self.windows) * self._layer_bytes(kv_bits)
+
+    def _layer_bytes(self, kv_bits: int) -> int:
+        """Keys, values and their scales of one token in one layer."""
+        return self.kv_elements * kv_bits // 8 + (self.kv_vectors * FULL if kv_bits == SCALED_BITS else 0)
 
 
 def sizes_of(counts: Counts, precision: str, quant: QuantSpec, context: int) -> Sizes:
@@ -70,6 +76,7 @@ def sizes_of(counts: Counts, precision: str, quant: QuantSpec, context: int) -> 
         token_bytes=shared + head + (row if own_head else 0),
         token_weights=counts.linear_weights + counts.head_weights,
         kv_elements=2 * counts.kv_size,
+        kv_vectors=2 * counts.num_kv_heads,
         windows=counts.windows,
         width=3 * counts.hidden_size + sum(rows for rows, _ in counts.linears.values()),
         vocab_size=counts.vocab_size,
@@ -89,6 +96,7 @@ def sizes_of_bundle(bundle: Bundle) -> Sizes:
         token_bytes=weight_bytes_per_token(layout),
         token_weights=in_blocks + config["vocab_size"] * config["hidden_size"],
         kv_elements=2 * config["num_kv_heads"] * config["head_size"],
+        kv_vectors=2 * config["num_kv_heads"],
         windows=tuple(config["windows"]),
         width=3 * config["hidden_size"] + rows,
         vocab_size=config["vocab_size"],

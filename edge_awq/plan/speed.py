@@ -12,7 +12,8 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.plan.sizes import Sizes
 from edge_awq.target import Mode, Target
 
-KV_ELEMENT_BYTES = {"onnxruntime": 4, "tensorrt": 2}  # float32 on the CPU, float16 on a GPU
+# Bits that a cached key or value may have, the usual first: float32 on the CPU; float16 or bytes on a GPU.
+KV_BITS = {"onnxruntime": (32,), "tensorrt": (16, 8)}
 # The GEMVs' cubins hold at most this many instructions per weight (tests/plugins counts them), 128 a clock and SM.
 INSTRUCTIONS_PER_WEIGHT = 3.0
 INSTRUCTIONS_PER_CLOCK = 128
@@ -53,9 +54,28 @@ def pick_mode(target: Target, name: str | None) -> tuple[str | None, Mode]:
     return name, replace(mode, **silent)
 
 
-def speed_at(context: int, sizes: Sizes, target: Target, mode: Mode) -> Speed:
-    """The speed of one token after ``context`` tokens."""
-    read = sizes.token_bytes + sizes.cache_read_bytes(context, KV_ELEMENT_BYTES.get(target.kind, 2))
+def kv_bits_of(target: Target) -> tuple[int, ...]:
+    """What a cached key or value may have on ``target``, the usual first."""
+    return KV_BITS.get(target.kind, KV_BITS["tensorrt"])
+
+
+def pick_kv_bits(target: Target, asked: int | None = None) -> int:
+    """Bits of a cached key or value: as ``asked``, else as usual on ``target``.
+
+    Raises:
+        EdgeAwqError: its runtime has no such cache.
+    """
+    possible = kv_bits_of(target)
+    if asked not in (None, *possible):
+        raise EdgeAwqError(f"target '{target.name}' ({target.kind}) has no KV cache of {asked} bits",
+                           hint="leave --kv-bits out" if len(possible) == 1 else
+                           f"use --kv-bits {' or '.join(map(str, possible))}")
+    return asked or possible[0]
+
+
+def speed_at(context: int, sizes: Sizes, target: Target, mode: Mode, kv_bits: int | None = None) -> Speed:
+    """The speed of one token after ``context`` tokens; ``kv_bits``: of a cached key or value, None: as usual."""
+    read = sizes.token_bytes + sizes.cache_read_bytes(context, pick_kv_bits(target, kv_bits))
     limit = mode.bandwidth_gb_s * 1e9 / read if mode.bandwidth_gb_s else None
     if limit is None or target.forecast is None:
         return Speed(context, read, limit, None, None, None)

@@ -62,7 +62,7 @@ class Loaded:
 
 
 def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None,
-         progress: Progress | None = None, lookup: int = 0) -> Session:
+         progress: Progress | None = None, lookup: int = 0, **options: Any) -> Session:
     """Open a bundle for running, after checking the hash of every file in it.
 
     Args:
@@ -70,6 +70,7 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
         context: tokens in the KV cache; None takes the bundle's limit.
         progress: is told about an engine that must be compiled first; None compiles in silence.
         lookup: tokens to guess by prompt lookup and run beside one, see edge_awq.runner.lookup; 0 guesses none.
+        options: on GPUs only: ``kv_bits`` of a cached key or value, 16 or 8; None takes 16.
 
     Raises:
         EdgeAwqError: not a bundle, damaged, or it cannot run here or with these values.
@@ -80,7 +81,7 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
     manifest = bundle.manifest
     vocabulary = read_vocabulary(bundle.path)
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))
-    engine = load_runtime(manifest.runtime).open_engine(bundle, threads, context, progress)
+    engine = load_runtime(manifest.runtime).open_engine(bundle, threads, context, progress, **options)
     load_s = (time.monotonic_ns() - started_ns) / 1e9
     loaded = Loaded(manifest, started_ns, load_s, threads, weight_bytes, hash_file(bundle.path / MANIFEST),
                     getattr(engine, "provenance", {}))
@@ -240,7 +241,7 @@ class Session:
                        "contract_version": manifest.contract_version, "compiled": manifest.engine,
                        "sha256": {name: entry["sha256"] for name, entry in manifest.files.items()
                                   if name.startswith(f"{ENGINES}/")},
-                       **dict.fromkeys(("file", "runtime_version", "passes")), **self.loaded.engine},
+                       **dict.fromkeys(("file", "runtime_version", "passes", "kv_bits")), **self.loaded.engine},
             "sampling": dataclasses.asdict(settings.sampling),
             "settings": {"threads": self.loaded.threads, "max_tokens": settings.max_tokens,
                          "ignore_eos": settings.ignore_eos, "stop_strings": len(settings.stop)},

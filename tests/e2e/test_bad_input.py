@@ -134,6 +134,7 @@ def test_misuse_of_the_command_line(model, bundle, arguments):
     (["--temperature", "-1"], "temperature = -1"), (["--top-p", "2"], "top_p = 2"), (["--top-k", "-3"], "top_k = -3"),
     (["--min-p", "nan"], "min_p = nan"), (["--seed", "-1"], "seed = -1"), (["--stop", ""], "stop"),
     (["--repetition-penalty", "0"], "repetition_penalty = 0"), (["--context", "100000"], "context = 100000"),
+    (["--kv-bits", "8"], "kv_bits = 8"),
 ])
 def test_values_that_are_not_possible(bundle, options, word):
     assert_refused(command("run", bundle, "-p", "x", "-n", 2, *options), word)

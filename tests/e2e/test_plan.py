@@ -89,8 +89,8 @@ def test_every_change_makes_it_fit(model, target, asked):
         given = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
         where = given.pop("target", target)
         changed = {**asked, **given}
-        if "context" in changed:
-            changed["context"] = int(changed["context"])
+        changed = {name.replace("-", "_"): int(value) if str(value).isdigit() else value
+                   for name, value in changed.items()}
         assert one(model, where, **changed).fits, change
 
 
@@ -105,6 +105,25 @@ def test_memory_adds_up():
     assert memory.kv_cache == 2048 * 524_288
     assert math.isclose(memory.run_peak / GIB, 3.44 + 1.0 + 0.05 + (600 + 256 + 1536) / 1024, abs_tol=0.03)
     assert memory.available == 62841 << 20
+
+
+def test_cache_of_8_bits():
+    """Half of the fp16 cache, and a float32 scale for each of 32 keys and 32 values in 32 layers."""
+    halves, few = (one("llama-2-7b", "jetson-orin-nano-8gb", kv_bits=bits) for bits in (16, 8))
+    assert few.memory.kv_cache == 4096 * (524_288 // 2 + 32 * 64 * 4) and few.to_dict()["kv_bits"] == 8
+    assert few.fits and not halves.fits and halves.changes[0] == "--kv-bits 8"
+    assert few.longest_context == 4096 > halves.longest_context
+    saved = halves.speeds[0].bytes_per_token - few.speeds[0].bytes_per_token
+    assert saved == 104 * (524_288 // 2 - 32 * 64 * 4)
+    shown = command("plan", "llama-2-7b", "--target", "jetson-orin-nano-8gb", "--kv-bits", 8)
+    assert "KV cache of 8 bits" in shown.out
+
+
+def test_cache_of_8_bits_where_there_is_none():
+    refused = command("plan", "llama-2-7b", "--target", "cpu", "--kv-bits", 8)
+    assert_refused(refused, "no KV cache of 8 bits", "--kv-bits")
+    matrix = {plan.target.name: plan.kv_bits for plan in plan_for("llama-2-7b", None, Request(kv_bits=8))}
+    assert matrix["cpu"] == 32 and matrix["rtx-4090"] == 8
 
 
 def test_power_mode_costs_speed_and_bounds_energy():

@@ -82,7 +82,7 @@ def test_bytes_per_token(shape):
     assert is_cell(sizes(shape).token_bytes / 1e9, fp16_head)
     assert is_cell(sizes(shape, head_bits=4).token_bytes / 1e9, int4_head)
     assert is_cell(sizes(shape, precision="fp16").token_bytes / 1e9, fp16)
-    assert sizes(shape).cache_bytes(1, 2) == sizes(shape).cache_read_bytes(1, 2) == kv_bytes
+    assert sizes(shape).cache_bytes(1, 16) == sizes(shape).cache_read_bytes(1, 16) == kv_bytes
 
 
 @pytest.mark.parametrize(("shape", "device", "context", "cell"), list(cells(LIMITS)))

@@ -60,8 +60,8 @@ def opened(monkeypatch):
     """What the runtime was asked to open, and the engine that it gave."""
     seen = SimpleNamespace(script=[*ids_of("the fox\nruns"), EOS, *[7] * 50])
 
-    def open_engine(bundle, threads, context, progress):
-        seen.bundle, seen.threads, seen.context = bundle, threads, context
+    def open_engine(bundle, threads, context, progress, kv_bits=None):
+        seen.bundle, seen.threads, seen.context, seen.kv_bits = bundle, threads, context, kv_bits
         seen.engine = FakeEngine(seen.script, FakeClock(), context or bundle.manifest.context)
         seen.engine.provenance = {"file": "engines/toy.onnx", "runtime_version": "9.9"}
         return seen.engine
@@ -76,8 +76,8 @@ def text_of(tokens):
 
 
 def test_load_opens_the_engine_as_asked_and_closes_it(bundle, opened):
-    with load(bundle, threads=3, context=32) as session:
-        assert (opened.bundle.path, opened.threads, opened.context) == (bundle, 3, 32)
+    with load(bundle, threads=3, context=32, kv_bits=8) as session:
+        assert (opened.bundle.path, opened.threads, opened.context, opened.kv_bits) == (bundle, 3, 32, 8)
         assert session.loaded.load_s > 0
     assert opened.engine.closed
 

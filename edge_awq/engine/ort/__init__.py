@@ -23,13 +23,14 @@ def compile_bundle(folder: Path, probe: Sequence[int]) -> EngineReport:
 
 
 def open_engine(bundle: Bundle, threads: int | None = None, context: int | None = None,
-                progress: Progress | None = None) -> OrtEngine:
+                progress: Progress | None = None, kv_bits: int | None = None) -> OrtEngine:
     """The engine of a compiled bundle.
 
     Args:
         threads: None takes one per physical core.
         context: tokens that the KV cache can hold, at most the bundle's; None takes the bundle's.
         progress: hears nothing, as nothing is compiled here.
+        kv_bits: for GPUs only.
 
     Raises:
         EdgeAwqError: an argument is impossible, or the bundle was not compiled for onnxruntime by this version.
@@ -39,6 +40,9 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
     from edge_awq.engine.ort.session import SessionSettings
 
     manifest = bundle.manifest
+    if kv_bits is not None:
+        raise EdgeAwqError(f"kv_bits = {kv_bits}, but {bundle.path} runs on processors, where the KV cache is float32",
+                           hint="leave --kv-bits out; to choose it, build for a GPU: edge-awq build --target")
     if context is not None and context > manifest.context:
         raise EdgeAwqError(f"context = {context}, but {bundle.path} was built for {manifest.context} tokens",
                            hint=f"use at most {manifest.context}, or build for a target with a larger max_context")

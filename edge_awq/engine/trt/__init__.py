@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,16 @@ from edge_awq.progress import Progress, Quiet
 
 if TYPE_CHECKING:
     from edge_awq.engine.trt.bindings import Toolkit
-    from edge_awq.engine.trt.build import CompileReport
+    from edge_awq.engine.trt.build import CompileReport, Form
     from edge_awq.engine.trt.cuda import Cuda
     from edge_awq.engine.trt.plan_cache import EngineKey
     from edge_awq.engine.trt.runtime import TrtEngine
 
+USUAL_KV_BITS = 16
+
 
 def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool = False,
-                   weights_inside: bool = False) -> CompileReport | None:
+                   weights_inside: bool = False, kv_bits: int | None = None) -> CompileReport | None:
     """Compile the bundle ``folder`` for this machine; None: an engine for it is there already.
 
     The machine's memory is looked at before, by its profile.
@@ -27,32 +30,36 @@ def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool =
     Args:
         fresh: compile even then.
         weights_inside: a self-contained engine, beside the other kind; run takes it where that is not there.
+        kv_bits: of a cached key or value, 16 or 8; None: 16. Each has its engine.
 
     Raises:
         EdgeAwqError: see edge_awq.engine.trt.build, and where TensorRT, pycuda, the driver or the plugins are missing.
     """
+    from edge_awq.engine.trt.build import Form
     from edge_awq.engine.trt.cuda import open_cuda
 
     bundle = Bundle.open(folder)
     check_contract(bundle)
     cuda = open_cuda()
     try:
-        return _compile(bundle, cuda, progress or Quiet(), weights_inside, fresh)[2]
+        return _compile(bundle, cuda, progress or Quiet(), [Form(kv_bits or USUAL_KV_BITS, weights_inside)], fresh)[2]
     finally:
         cuda.close()
 
 
 def open_engine(bundle: Bundle, threads: int | None = None, context: int | None = None,
-                progress: Progress | None = None) -> TrtEngine:
+                progress: Progress | None = None, kv_bits: int | None = None) -> TrtEngine:
     """The engine of a bundle, compiled now if there is none that fits this machine.
 
     Args:
         threads: for processors only.
         context: tokens that the KV cache can hold, at most the bundle's; None takes the bundle's.
+        kv_bits: of a cached key or value, 16 or 8; None: 16.
 
     Raises:
         EdgeAwqError: an argument is impossible, something is missing here, or the model does not fit into memory.
     """
+    from edge_awq.engine.trt.build import Form
     from edge_awq.engine.trt.cuda import open_cuda
     from edge_awq.engine.trt.plan_cache import engine_path, read_engine
     from edge_awq.engine.trt.runtime import TrtEngine
@@ -65,7 +72,8 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
                            hint=f"use at most {limit}, or build for a target with a larger max_context")
     cuda = open_cuda()
     try:
-        toolkit, key, _ = _compile(bundle, cuda, progress or Quiet())
+        forms = [Form(kv_bits or USUAL_KV_BITS, inside) for inside in (False, True)]
+        toolkit, key, _ = _compile(bundle, cuda, progress or Quiet(), forms)
         stored = read_engine(engine_path(bundle.path, key))
         return TrtEngine(toolkit, cuda, stored, bundle.weights, limit if context is None else context)
     except BaseException:
@@ -73,27 +81,26 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
         raise
 
 
-def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, weights_inside: bool | None = None,
+def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, forms: Sequence[Form],
              fresh: bool = False) -> tuple[Toolkit, EngineKey, CompileReport | None]:
-    """Compile where that is needed, and say why; ``weights_inside``: None takes either, and makes one without them."""
+    """Compile where that is needed, and say why: the first of ``forms``, unless an engine of a later one is there."""
     from edge_awq.detect import detect_target, read_machine
     from edge_awq.engine.trt.bindings import load_toolkit
     from edge_awq.engine.trt.build import compile_engine, shape_settings
     from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, make_key, stale
 
     toolkit, machine = load_toolkit(), read_machine()
-    outside, inside = (make_key(toolkit, cuda.gpu, machine.power_mode, hash_graph(bundle.graph, settings))
-                       for settings in (shape_settings(bundle, False), shape_settings(bundle, True)))
-    wanted = {None: (outside, inside), False: (outside,), True: (inside,)}[weights_inside]
-    key = next((each for each in wanted if engine_path(bundle.path, each).is_file()), wanted[0])
+    keys = {make_key(toolkit, cuda.gpu, machine.power_mode, form.name,
+                     hash_graph(bundle.graph, shape_settings(bundle, form))): form for form in forms}
+    key = next((each for each in keys if engine_path(bundle.path, each).is_file()), next(iter(keys)))
     if not fresh and _is_there(engine_path(bundle.path, key), progress):
         return toolkit, key, None
     from edge_awq.engine.trt.forecast import check_memory
 
-    for line in stale(bundle.path, key, inside if key is outside else outside):
+    for line in stale(bundle.path, key):
         progress.note(line)
-    forecast_bytes = check_memory(bundle, detect_target(machine), progress, key is inside)
-    return toolkit, key, compile_engine(bundle, key, toolkit, progress, forecast_bytes, key is inside)
+    forecast_bytes = check_memory(bundle, detect_target(machine), progress, keys[key])
+    return toolkit, key, compile_engine(bundle, key, toolkit, progress, forecast_bytes, keys[key])
 
 
 def _is_there(path: Path, progress: Progress) -> bool:

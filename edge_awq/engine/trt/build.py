@@ -38,6 +38,24 @@ OTHER_VERSIONS = "the plugin library and edge-awq must be of one version; run on
 
 
 @dataclass(frozen=True)
+class Form:
+    """What can be chosen about an engine.
+
+    Attributes:
+        kv_bits: of a cached key or value, 16; or 8, bytes with a scale per head and token.
+        weights_inside: self-contained, without inputs for weights.
+    """
+
+    kv_bits: int = 16
+    weights_inside: bool = False
+
+    @property
+    def name(self) -> str:
+        """As part of a file's name."""
+        return f"kv{self.kv_bits}" + ("_inside" if self.weights_inside else "")
+
+
+@dataclass(frozen=True)
 class CompileReport:
     """How a bundle was compiled.
 
@@ -65,14 +83,13 @@ class Refused(EdgeAwqError):
 
 
 def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: Progress, forecast_bytes: int,
-                   weights_inside: bool = False) -> CompileReport:
+                   form: Form) -> CompileReport:
     """Compile ``bundle`` for this machine and store the engine in it.
 
     Where the kernels take no prompt at once, that is noted, and prompts run in decode passes.
 
     Args:
         forecast_bytes: for the report.
-        weights_inside: make the self-contained engine.
 
     Raises:
         EdgeAwqError: the bundle cannot be written to, or TensorRT refuses the graph or runs out of memory.
@@ -85,7 +102,7 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
     plans: dict[str, bytes] = {}
     passes: dict[str, Any] = {}
     timings = _Timings(timing_cache_path(bundle.path, key))
-    for name, options in _passes(toolkit, manifest.prefill_chunk, weights_inside).items():
+    for name, options in _passes(toolkit, manifest.prefill_chunk, form).items():
         lowered = _lower(model, options)
         if plans and lowered.most_rows <= passes[DECODE]["most_rows"]:
             continue
@@ -112,14 +129,14 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
     )
 
 
-def shape_settings(bundle: Bundle, weights_inside: bool) -> dict[str, Any]:
+def shape_settings(bundle: Bundle, form: Form) -> dict[str, Any]:
     """What an engine depends on besides graph and machine: for its key."""
     from edge_awq.engine.trt.names import LOWERING_VERSION
 
     manifest = bundle.manifest
-    inside = {"weights": manifest.files[WEIGHTS]["sha256"]} if weights_inside else {}
+    inside = {"weights": manifest.files[WEIGHTS]["sha256"]} if form.weights_inside else {}
     return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk,
-            "outputs": [LOGITS, TOKENS], **inside}
+            "outputs": [LOGITS, TOKENS], "kv_bits": form.kv_bits, **inside}
 
 
 def _check_writable(folder: Path) -> None:
@@ -141,10 +158,10 @@ def _read_graph(bundle: Bundle) -> onnx.ModelProto:
         raise EdgeAwqError(f"{bundle.graph}: cannot be read ({error})", hint="build the bundle again") from error
 
 
-def _passes(toolkit: Toolkit, prefill_chunk: int, weights_inside: bool) -> dict[str, Mapping[str, Any]]:
+def _passes(toolkit: Toolkit, prefill_chunk: int, form: Form) -> dict[str, Mapping[str, Any]]:
     """How the graph is lowered for each pass."""
-    common = {"tensorrt_major": toolkit.major}
-    if weights_inside:
+    common = {"tensorrt_major": toolkit.major, "kv_bits": form.kv_bits}
+    if form.weights_inside:
         return {DECODE: {**common, "argmax": True, "weights_inside": True}}
     return {DECODE: {**common, "argmax": True}, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
 
@@ -235,8 +252,9 @@ def _configure(toolkit: Toolkit, config: Any, network: Any) -> None:
         return
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.INT8)
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
+    tensors = [network.get_input(index) for index in range(network.num_inputs)]
+    tensors += [network.get_output(index) for index in range(network.num_outputs)]  # a cache of bytes is one, too
+    for tensor in tensors:
         if tensor.dtype == trt.DataType.INT8:
             tensor.dynamic_range = (-128.0, 127.0)  # without one it asks for a calibration
 
@@ -251,9 +269,9 @@ def _add_profile(builder: Any, config: Any, network: Any, work: _Work) -> None:
         if tensor.name == IDS:
             profile.set_shape(IDS, (1, 1), (1, usual), (1, rows))
         elif tensor.name.startswith(CACHE):
-            one, heads, _, size = tensor.shape
-            profile.set_shape(tensor.name, (one, heads, 1, size), (one, heads, context, size),
-                              (one, heads, context, size))
+            one, heads, _, *size = tensor.shape  # scales have no more
+            profile.set_shape(tensor.name, (one, heads, 1, *size), (one, heads, context, *size),
+                              (one, heads, context, *size))
     if config.add_optimization_profile(profile) < 0:
         raise Refused(f"TensorRT does not take the shapes: {rows} tokens, a cache of {context}",
                       hint="build the bundle for a target with a smaller context")

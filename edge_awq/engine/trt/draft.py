@@ -27,7 +27,7 @@ class LoweringOptions:
         last_logits: logits of the newest token alone; otherwise of all tokens of a call.
         argmax: ``tokens``, the greedy choices int64 [1, rows], beside the logits.
         weights_inside: the weights are constants of the engine instead of its inputs.
-        kv_bits: of the KV cache, 16; or 8, bytes with a scale per head and token, which compile() does not ask for yet.
+        kv_bits: of a cached key or value, 16; or 8, bytes with a scale per head and token.
     """
 
     tensorrt_major: int = 10

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from edge_awq.bundle import Bundle
+from edge_awq.engine.trt.build import Form
 from edge_awq.errors import EdgeAwqError
 from edge_awq.plan.memory import longest_context, memory_for
 from edge_awq.plan.sizes import sizes_of_bundle
+from edge_awq.plan.speed import kv_bits_of
 from edge_awq.progress import Progress
 from edge_awq.target import Target
 
@@ -15,7 +17,7 @@ from edge_awq.target import Target
 HOST_COPIES, GPU_COPIES = 4, 1
 
 
-def check_memory(bundle: Bundle, target: Target, progress: Progress, weights_inside: bool = False) -> int:
+def check_memory(bundle: Bundle, target: Target, progress: Progress, form: Form) -> int:
     """The forecast of host memory, in bytes, for compiling ``bundle`` on ``target``, the machine at hand.
 
     Notes a context that will not fit.
@@ -24,8 +26,9 @@ def check_memory(bundle: Bundle, target: Target, progress: Progress, weights_ins
         EdgeAwqError: the target's memory cannot hold the build, or afterwards not even the shortest context.
     """
     sizes, context = sizes_of_bundle(bundle), bundle.manifest.context
-    memory = memory_for(sizes, target, context)
-    plain_peak, inside = memory.build_peak, memory.weights if weights_inside else 0
+    kv_bits = form.kv_bits if form.kv_bits in kv_bits_of(target) else None  # a machine that no profile knows
+    memory = memory_for(sizes, target, context, kv_bits=kv_bits)
+    plain_peak, inside = memory.build_peak, memory.weights if form.weights_inside else 0
     host_bytes = plain_peak - memory.system + HOST_COPIES * inside
     is_shared = target.device is None or target.device.unified_memory
     peak = plain_peak + (HOST_COPIES if is_shared else GPU_COPIES) * inside
@@ -38,14 +41,16 @@ def check_memory(bundle: Bundle, target: Target, progress: Progress, weights_ins
             f"system; {target.name} has {_mb(memory.available)}",
             hint=f"without --weights-inside it takes {_mb(plain_peak)}" if plain_peak <= memory.available else
             f"engines are compiled where they run: take a machine with {_mb(plain_peak)} or more")
-    longest = longest_context(sizes, target)
+    longest = longest_context(sizes, target, kv_bits=kv_bits)
     if longest == 0:
         raise EdgeAwqError(
             f"{bundle.path} takes {_mb(memory_for(sizes, target, 1).run_peak)} by forecast with an empty KV cache; "
             f"{target.name} has {_mb(memory.available)}",
             hint=f"it fits elsewhere: edge-awq plan {bundle.path} --all-targets; here a smaller model does")
+    smaller = longest_context(sizes, target, kv_bits=8) if kv_bits == 16 else 0
+    more = f", or with --kv-bits 8, which holds {min(smaller, context)}" if smaller > longest else ""
     progress.note(f"{target.name} holds {longest} of the bundle's {context} tokens of context by forecast: run it with "
-                  f"--context {longest}")
+                  f"--context {longest}{more}")
     return host_bytes
 
 

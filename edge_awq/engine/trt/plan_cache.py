@@ -3,7 +3,7 @@
 A file is a safetensors file of bytes: the serialized engine ("plan" in TensorRT's words) of each pass, and as metadata
 what the runtime must know about it. Its name says what it was compiled for:
 
-    tensorrt-10.3.0-aarch64-sm87-16sms-MAXN-contract2-0123456789abcdef.engine
+    tensorrt-10.3.0-aarch64-sm87-16sms-MAXN-contract2-kv16-0123456789abcdef.engine
 
 The manifest does not list it, as it came later, so it has a hash of its own.
 """
@@ -34,7 +34,7 @@ FORMAT = 1  # of the file; grows when its header changes
 HEADER = "edge_awq"  # key of the one entry in the metadata; of several, safetensors would not keep the order
 ENDING = ".engine"
 _NAME = re.compile(r"tensorrt-(?P<tensorrt>[\d.]+)-(?P<machine>\w+)-sm(?P<sm>\d+)-(?P<sm_count>\d+)sms"
-                   r"-(?P<power_mode>\w+)-contract(?P<contract>\d+)-(?P<graph>[0-9a-f]{16})")
+                   r"-(?P<power_mode>\w+)-contract(?P<contract>\d+)-(?P<form>\w+)-(?P<graph>[0-9a-f]{16})")
 # What a difference means to the user, in the order in which it is looked for.
 _WHAT = {"machine": "processor", "sm": "compute capability (SM)", "sm_count": "number of SMs",
          "power_mode": "power mode", "tensorrt": "TensorRT version", "contract": "plugin contract", "graph": "graph"}
@@ -48,6 +48,7 @@ class EngineKey:
         machine: "aarch64" or "x86_64"; engines do not travel between them.
         sm: compute capability without its point, "87".
         power_mode: of a Jetson, "default" elsewhere: kernels were timed in it.
+        form: which of the engines that a bundle may have on one machine, see edge_awq.engine.trt.build.Form.
         graph: hash of the canonical graph, of how it is lowered, and of the shapes it is compiled for.
     """
 
@@ -57,13 +58,14 @@ class EngineKey:
     sm_count: str
     power_mode: str
     contract: str
+    form: str
     graph: str
 
     @property
     def file_name(self) -> str:
         """Name of the engine's file."""
         return (f"tensorrt-{self.tensorrt}-{self.machine}-sm{self.sm}-{self.sm_count}sms-{self.power_mode}"
-                f"-contract{self.contract}-{self.graph}{ENDING}")
+                f"-contract{self.contract}-{self.form}-{self.graph}{ENDING}")
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,12 @@ class StoredEngine:
     file: str
 
 
-def make_key(toolkit: Toolkit, gpu: Gpu, power_mode: str | None, graph: str) -> EngineKey:
+def make_key(toolkit: Toolkit, gpu: Gpu, power_mode: str | None, form: str, graph: str) -> EngineKey:
     """The key of an engine compiled here and now."""
     major, minor = gpu.compute_capability
     mode = re.sub(r"\W", "_", power_mode or "default")
     return EngineKey(toolkit.version_text, platform.machine(), f"{major}{minor}", str(gpu.sm_count), mode,
-                     str(CONTRACT_VERSION), graph)
+                     str(CONTRACT_VERSION), form, graph)
 
 
 def hash_graph(graph: Path, settings: Mapping[str, Any]) -> str:
@@ -107,19 +109,19 @@ def timing_cache_path(bundle: Path, key: EngineKey) -> Path:
     return bundle / ENGINES / f"tensorrt-{key.tensorrt}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
 
 
-def stale(bundle: Path, key: EngineKey, other: EngineKey) -> list[str]:
-    """A line for every engine in the bundle that fits neither ``key`` nor ``other``: what differs from ``key``."""
-    lines = []
-    for path in sorted((bundle / ENGINES).glob(f"*{ENDING}")):
-        if path.name not in (key.file_name, other.file_name):
-            lines.append(f"{path.name} is not used: {_difference(path.name, key)}")
-    return lines
+def stale(bundle: Path, key: EngineKey) -> list[str]:
+    """A line for every engine in the bundle that is of the form of ``key`` and not that one: what differs."""
+    found = ((path.name, _difference(path.name, key)) for path in sorted((bundle / ENGINES).glob(f"*{ENDING}")))
+    return [f"{name} is not used: {difference}" for name, difference in found if difference]
 
 
-def _difference(name: str, key: EngineKey) -> str:
+def _difference(name: str, key: EngineKey) -> str | None:
+    """None: there is none, or the engine is of another form, and waits for whoever asks for that."""
     match = _NAME.fullmatch(name.removesuffix(ENDING))
     if match is None:
         return "its name says nothing about what it was compiled for"
+    if name == key.file_name or match["form"] != key.form:
+        return None
     here = dataclasses.asdict(key)
     field = next(field for field in _WHAT if match[field] != here[field])
     if field == "graph":

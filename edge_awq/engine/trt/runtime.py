@@ -7,6 +7,7 @@ CUDA graph, after it ran once, and launched from then on whatever the length. No
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.weight_input import WeightInput
 
 CONTEXT_STEP = 128  # a context that fits is rounded down to a multiple
+BYTES_FIT_MORE = "; with --kv-bits 8 about twice as many tokens do"
 
 
 class Pass:
@@ -111,13 +113,13 @@ class TrtEngine:
         Raises:
             EdgeAwqError: the engine does not load, or it and its cache do not fit into memory.
         """
-        self.provenance = _provenance(toolkit, stored)
         self.context, self.length = context, 0
         self._chosen: int | None = None  # by the last call, where that was step_greedy
         self._cuda = cuda
         self._passes = {name: Pass(toolkit, stored.plans[name], table) for name, table in stored.passes.items()}
         self._decode = self._passes[DECODE]
         self.vocab_size = self._decode.shape(LOGITS)[-1]
+        self.provenance = {**_provenance(toolkit, stored), "kv_bits": self._kv_bits()}
         self._check_memory()
         inputs = upload_weights(cuda, (each for one in self._passes.values() for each in one.weights), weights)
         self._caches = {name: cuda.alloc(self._cache_bytes(name, context)) for name in self._cache_names()}
@@ -218,9 +220,12 @@ class TrtEngine:
     def _cache_names(self) -> list[str]:
         return [name for name in self._decode.inputs if name.startswith(CACHE)]
 
+    def _kv_bits(self) -> int:
+        return 8 * self._decode.dtype(f"{CACHE[0]}0").itemsize
+
     def _cache_bytes(self, name: str, context: int) -> int:
-        _, heads, _, size = self._decode.shape(name)
-        return heads * context * size * self._decode.dtype(name).itemsize
+        _, heads, _, *size = self._decode.shape(name)  # scales have no more
+        return heads * context * math.prod(size) * self._decode.dtype(name).itemsize
 
     def _most_rows(self) -> int:
         return max(one.most_rows for one in self._passes.values())
@@ -235,8 +240,9 @@ class TrtEngine:
             return
         fitting = (free - fixed) // a_token // CONTEXT_STEP * CONTEXT_STEP
         needed = f"{(fixed + a_token * self.context) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        more = BYTES_FIT_MORE if self._kv_bits() > 8 else ""
         raise EdgeAwqError(f"a context of {self.context} tokens and the weights need {needed}",
-                           hint=f"--context {fitting} fits" if fitting > 0 else
+                           hint=f"--context {fitting} fits{more}" if fitting > 0 else
                            f"the weights alone need {fixed / 1e6:.0f} MB: close what else uses the GPU, or use a "
                            "smaller model")
 
@@ -264,8 +270,8 @@ class TrtEngine:
         if TOKENS in one.outputs:
             one.bind(TOKENS, self._tokens)
         for name, address in self._caches.items():
-            heads, size = one.shape(name)[1], one.shape(name)[3]
-            one.bind(name, address, (1, heads, self.context, size))
+            _, heads, _, *size = one.shape(name)
+            one.bind(name, address, (1, heads, self.context, *size))
             one.bind(name.replace("past_", "present_", 1), address)
 
 

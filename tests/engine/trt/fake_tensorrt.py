@@ -66,6 +66,13 @@ class INetworkDefinition:
     def get_input(self, index):
         return self.inputs[index]
 
+    @property
+    def num_outputs(self):
+        return len(self.outputs)
+
+    def get_output(self, index):
+        return self.outputs[index]
+
 
 class ParserError:
     def __init__(self, text):
@@ -295,11 +302,12 @@ class IExecutionContext:
         weights = sum(int(self.engine.cuda.bytes_at(self.addresses[name], int(np.prod(shape)) * np.dtype(
             TYPES[DataType(dtype)]).itemsize).astype(int).sum()) for name, (shape, dtype, is_input) in tensors.items()
             if is_input and name not in ("input_ids", "past_length") and not name.startswith("past_"))
+        caches = {}
         for name in (name for name in tensors if name.startswith("past_") and name != "past_length"):
             assert self.addresses[name] == self.addresses[name.replace("past_", "present_")], "the cache is in place"
-            cache = self.array(name, (1, 1, context, 8))
-            cache[0, 0, past : past + rows] = ids[:, None]
-        cache = self.array("past_key_0", (1, 1, context, 8))[0, 0, :, 0]
+            caches[name] = self.array(name, (1, 1, context, *tensors[name][0][3:]))[0, 0]
+            caches[name][past : past + rows] = 0.5 if "_scale_" in name else ids[:, None]
+        cache = caches["past_key_0"][:, 0] * (2 * caches.get("past_key_scale_0", np.array(0.5)))
         wanted = range(rows) if tensors["logits"][0][1] == -1 else [rows - 1]
         found = [toy_logits([int(token) for token in cache[: past + row + 1]], weights) for row in wanted]
         self.array("logits", (len(found), VOCAB))[:] = found

@@ -16,7 +16,7 @@ for folder in (TESTS / "engine", TESTS / "plugins", TESTS.parent / "scripts"):
 from built import build, canonical, random_ids, relative_l2, run_graph  # noqa: E402
 from library_harness import Device, KernelError  # noqa: E402
 
-from edge_awq.engine.trt.lower import Lowered  # noqa: E402
+from edge_awq.engine.trt.lower import Lowered, LoweringOptions, lower  # noqa: E402
 from edge_awq.engine.trt.names import DOMAIN  # noqa: E402
 from edge_awq.engine.trt.reference import LoweredReference  # noqa: E402
 from edge_awq.export.graph import build_graph  # noqa: E402
@@ -61,6 +61,31 @@ def run_lowered(lowered: Lowered, folder: Path, exact: bool = False) -> np.ndarr
     return np.concatenate([reference(ids)["logits"][0] for ids in CHUNKS])
 
 
+class ReferenceEngine:
+    """The reference behind the protocol of engines; ``ran`` counts the tokens that it ran."""
+
+    def __init__(self, folder: Path, options: LoweringOptions, context: int = 128) -> None:
+        self.reference = LoweredReference(lower(canonical(folder), options), folder / "weights.safetensors", context)
+        self.context, self.vocab_size, self.ran = context, 131, 0
+
+    @property
+    def length(self) -> int:
+        return self.reference.length
+
+    def prefill(self, ids: Sequence[int]) -> np.ndarray:
+        return self.logits(ids)[-1]
+
+    def step(self, token_id: int) -> np.ndarray:
+        return self.prefill([token_id])
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        self.ran += len(ids)
+        return np.concatenate([self.reference(ids[start : start + 4])["logits"][0] for start in range(0, len(ids), 4)])
+
+    def truncate(self, length: int) -> None:
+        self.reference.length = length
+
+
 def graph_of_shape(name: str, head_bits: int = 4) -> tuple[onnx.ModelProto, DecoderConfig]:
     """The canonical graph of a known model at its full size, as if its weights file were there; and its config."""
     decoder = Decoder.of(find_shape(name), "w4a16", head_bits)
@@ -81,5 +106,6 @@ def half_limit(model: onnx.ModelProto) -> float:
     return math.sqrt(2 * len(plugins(model))) * 2.0**-11
 
 
-__all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "TESTS", "Device", "KernelError", "build_tiny", "canonical",
-           "graph_of_shape", "half_limit", "plugins", "random_ids", "relative_l2", "run_graph", "run_lowered"]
+__all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "TESTS", "Device", "KernelError", "ReferenceEngine", "build_tiny",
+           "canonical", "graph_of_shape", "half_limit", "plugins", "random_ids", "relative_l2", "run_graph",
+           "run_lowered"]

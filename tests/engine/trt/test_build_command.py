@@ -32,6 +32,14 @@ def test_compile_says_what_it_made(bundle, monkeypatch):
     assert "compiled in" in run("compile", bundle.path, "--fresh").stderr
 
 
+def test_each_cache_has_its_engine(bundle, monkeypatch):
+    install(monkeypatch)
+    assert "-kv8-" in run("compile", bundle.path, "--kv-bits", 8).stderr
+    assert "-kv16-" in run("compile", bundle.path).stderr
+    assert "is there" in run("compile", bundle.path, "--kv-bits", 8).stderr
+    assert run("compile", bundle.path, "--kv-bits", 4).exit_code == 2
+
+
 def test_failures_are_one_error_with_a_hint(bundle, monkeypatch):
     install(monkeypatch, script={"build": "no kernel"})
     failed = run("compile", bundle.path)

@@ -97,6 +97,31 @@ def test_8_6_is_told_types_and_batch(bundle, monkeypatch):
     assert next(each for each in network.inputs if each.name == "past_length").shape == (1, 2)
 
 
+@pytest.mark.parametrize("version", ["10.3.0", "8.6.2"])
+def test_cache_of_bytes(bundle, monkeypatch, version):
+    script, progress = {}, Notes()
+    install(monkeypatch, version=version, script=script)
+    plain = compile_bundle(bundle.path)
+    report = compile_bundle(bundle.path, progress, kv_bits=8)
+    assert "-kv8-" in report.file and "-kv16-" in plain.file and not progress.notes
+    assert compile_bundle(bundle.path, kv_bits=8) is None and compile_bundle(bundle.path, kv_bits=16) is None
+    (profile,) = script["configs"][-1].profiles
+    assert profile.shapes["past_value_1"] == [(1, 1, 1, 8), (1, 1, CONTEXT, 8), (1, 1, CONTEXT, 8)]
+    assert profile.shapes["past_value_scale_1"] == [(1, 1, 1), (1, 1, CONTEXT), (1, 1, CONTEXT)]
+    ranged = {each.name for network in script["networks"][-2:] for each in (*network.inputs, *network.outputs)
+              if each.dynamic_range}
+    caches = {f"{time}_{part}_{i}" for time in ("past", "present") for part in ("key", "value") for i in (0, 1)}
+    assert ranged == ({*caches, f"qk{MOST_ROWS}", f"qk{CHUNK}"} if version == "8.6.2" else set())
+
+
+def test_self_contained_engine_with_a_cache_of_bytes(bundle, monkeypatch):
+    install(monkeypatch)
+    report = compile_bundle(bundle.path, weights_inside=True, kv_bits=8)
+    assert "-kv8_inside-" in report.file
+    assert open_engine(bundle, kv_bits=8).provenance["file"] == report.file
+    assert "-kv16-" in open_engine(bundle).provenance["file"]
+
+
 def small_gpu(memory_mib):
     """A graphics card that no profile knows: 1000 MiB are kept for system and runtime, 512 MiB for the builder."""
     return (dataclasses.replace(ORIN, name="Small", integrated=False, memory_bytes=memory_mib << 20),)
@@ -136,6 +161,9 @@ def test_a_shorter_context_that_fits_is_named(tmp_path, monkeypatch):
     bundle, progress = big_cache(tmp_path), Notes()
     assert compile_bundle(bundle.path, progress) is not None
     assert "128 of the bundle's 256 tokens" in progress.notes[0] and "--context 128" in progress.notes[0]
+    assert "or with --kv-bits 8, which holds 256" in progress.notes[0]
+    progress = Notes()
+    assert compile_bundle(bundle.path, progress, kv_bits=8) is not None and not progress.notes
     install(monkeypatch, gpus=small_gpu(3100))
     progress = Notes()
     assert compile_bundle(bundle.path, progress, fresh=True) is not None and not progress.notes
@@ -209,7 +237,7 @@ def test_engine_from_elsewhere_is_left_alone_with_the_reason(bundle, monkeypatch
     if "machine" in change:
         monkeypatch.setattr("platform.machine", lambda: change["machine"])
     if "graph" in change:
-        monkeypatch.setattr("edge_awq.engine.trt.build.shape_settings", lambda bundle, inside: {"lowering": 2 + inside})
+        monkeypatch.setattr("edge_awq.engine.trt.build.shape_settings", lambda bundle, form: {"lowering": 99})
     progress = Notes()
     second = compile_bundle(bundle.path, progress)
     (note,) = progress.notes

@@ -25,11 +25,13 @@ def bundle(tmp_path):
     return make_bundle(tmp_path)
 
 
-@pytest.fixture(params=["10.3.0", "8.6.2", "11.4.0"])
+@pytest.fixture(params=[("10.3.0", 16), ("8.6.2", 16), ("11.4.0", 16), ("10.3.0", 8), ("8.6.2", 8)],
+                ids=lambda param: f"{param[0]}-kv{param[1]}")
 def machine(request, bundle, monkeypatch):
-    """An engine and the GPU that it runs on, for each kind of TensorRT."""
-    cuda = install(monkeypatch, version=request.param)
-    engine = open_engine(bundle)
+    """An engine and the GPU that it runs on, for each kind of TensorRT and of cache."""
+    version, kv_bits = request.param
+    cuda = install(monkeypatch, version=version)
+    engine = open_engine(bundle, kv_bits=kv_bits)
     yield engine, cuda
     engine.close()
 
@@ -205,9 +207,31 @@ def test_context_that_does_not_fit_says_what_does(bundle, monkeypatch):
     monkeypatch.setattr("edge_awq.engine.trt.runtime.PIECE_BYTES", 0)
     weights, logits, a_token = 100 + 80 + 36, MOST_ROWS * VOCAB * 4, 4 * 8 * 2
     cuda = install(monkeypatch, FakeCuda(memory_bytes=weights + logits + a_token * (CONTEXT - 1)))
-    assert "a context of 256 tokens" in (text := refusal(bundle, cuda)) and "--context 128 fits" in text
+    assert "a context of 256 tokens" in (text := refusal(bundle, cuda))
+    assert "--context 128 fits; with --kv-bits 8" in text
     cuda = install(monkeypatch, FakeCuda(memory_bytes=weights + logits + a_token * 100))
     assert "the weights alone need" in refusal(bundle, cuda)
+
+
+def test_a_cache_of_bytes_takes_its_scales_into_account(bundle, monkeypatch):
+    """Two layers of keys and values of 8 bytes and a scale a token."""
+    monkeypatch.setattr("edge_awq.engine.trt.runtime.PIECE_BYTES", 0)
+    fixed, a_token = 100 + 80 + 36 + MOST_ROWS * VOCAB * 4, 4 * (8 + 4)
+    cuda = install(monkeypatch, FakeCuda(memory_bytes=fixed + a_token * (CONTEXT - 1)))
+    assert "--context 128 fits |" in refusal(bundle, cuda, kv_bits=8) + " |"
+    install(monkeypatch, FakeCuda(memory_bytes=fixed + a_token * CONTEXT + 1000))
+    engine = open_engine(bundle, kv_bits=8)
+    assert np.array_equal(engine.prefill(IDS[:9]), expected(IDS[:9]))
+    sizes = [len(engine._cuda.memory[address]) for address in engine._caches.values()]
+    assert sorted(sizes) == [4 * CONTEXT] * 4 + [8 * CONTEXT] * 4
+
+
+def test_an_engine_for_each_cache(bundle, monkeypatch):
+    install(monkeypatch)
+    files = {bits: open_engine(bundle, kv_bits=bits).provenance["file"] for bits in (None, 8, 16)}
+    assert files[None] == files[16] != files[8] and "-kv8-" in files[8]
+    assert [open_engine(bundle, kv_bits=bits).provenance["kv_bits"] for bits in (8, None)] == [8, 16]
+    assert len(list((bundle.path / "engines").glob("*.engine"))) == 2
 
 
 def test_what_is_said_to_fit_does(bundle, monkeypatch):

@@ -61,14 +61,18 @@ def lower(model, options):
     integers = TensorProto.INT64 if options.tensorrt_major >= 10 else TensorProto.INT32
     past = [1] if options.tensorrt_major >= 10 else [1, 2]
     value = helper.make_tensor_value_info
-    caches = [f"{part}_{layer}" for layer in range(2) for part in ("key", "value")]
-    cache = (TensorProto.FLOAT16, [1, 1, "context", 8])
+    cache = (TensorProto.FLOAT16 if options.kv_bits == 16 else TensorProto.INT8, [1, 1, "context", 8])
+    caches = {f"{part}_{layer}": cache for layer in range(2) for part in ("key", "value")}
+    if options.kv_bits == 8:
+        scale = (TensorProto.FLOAT, [1, 1, "context"])
+        caches |= {f"{part}_scale_{layer}": scale for layer in range(2) for part in ("key", "value")}
     inputs = [value("input_ids", integers, [1, "tokens"]), value("past_length", integers, past),
-              *(value(f"past_{name}", *cache) for name in caches),
+              *(value(f"past_{name}", *kind) for name, kind in caches.items()),
               *(value(each.name, helper.np_dtype_to_tensor_dtype(np.dtype(each.dtype)), each.shape)
                 for each in weights)]
     logits = [1, 1 if options.last_logits else "tokens", VOCAB]
-    outputs = [value("logits", TensorProto.FLOAT, logits), *(value(f"present_{name}", *cache) for name in caches)]
+    outputs = [value("logits", TensorProto.FLOAT, logits),
+               *(value(f"present_{name}", *kind) for name, kind in caches.items())]
     if options.argmax:
         outputs.append(value("tokens", integers, logits[:2] if options.tensorrt_major >= 10 else [*logits[:2], 2]))
     lowered = helper.make_model(helper.make_graph([], "toy", inputs, outputs))
@@ -84,6 +88,7 @@ class LoweringOptions:
     last_logits: bool = False
     argmax: bool = False
     weights_inside: bool = False
+    kv_bits: int = 16
 
 
 def make_bundle(tmp_path, **changes):
