@@ -75,9 +75,9 @@ def deviation(values: Sequence[float]) -> float | None:
     return median(abs(value - median(values)) for value in values) if len(values) > 1 else None
 
 
-def per_token(energy: PhaseEnergy, tokens: int) -> float | None:
-    """Joules per token of a phase that made ``tokens`` in all its repetitions; None where it was not measured."""
-    return None if energy.energy_j is None else energy.energy_j / tokens
+def per_token(energy_j: float | None, tokens: int) -> float | None:
+    """Joules per token of ``tokens`` in all repetitions of a phase; None where it was not measured."""
+    return None if energy_j is None else energy_j / tokens
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def report(results: tuple[Path, ...], output: Path) -> None:
 @click.option("--peer", "peers", metavar="NAME=MODEL", multiple=True,
               help="Also measure llama.cpp or onnxruntime-genai on a model file of theirs; may be given again.")
 @click.option("--compare", type=click.Path(path_type=Path), metavar="OLD.json",
-              help="Exit with 1 if anything is slower than there by more than the noise.")
+              help="Exit with 1 if anything is slower than there, or takes more joules, by more than the noise.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: each engine's own choice]")
 @_meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json", help="Write the results.")
@@ -62,7 +62,7 @@ def report(results: tuple[Path, ...], output: Path) -> None:
 def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     """Measure tokens/s and joules per token of BUNDLES, of one model, beside other engines."""
     from edge_awq.bench.bench import request_from_options, run_bench
-    from edge_awq.bench.compare import REGRESSION, compare_with
+    from edge_awq.bench.compare import REGRESSION, check_any_compared, compare_with
     from edge_awq.bench.results import read_results, results_json, write_results
     from edge_awq.bench.show import show_comparison, show_results
 
@@ -72,15 +72,15 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     bars = progress()
     outcome = run_bench(request_from_options(bundles, bars, **options), bars)
     if output is not None:
-        write_results(output, outcome.results, outcome.left_out)
-    lines = [results_json(outcome.results, outcome.left_out)] if as_json else show_results(
-        outcome.results, outcome.left_out)
-    for line in lines:
+        write_results(output, outcome.results, outcome.left_out, outcome.meter_warnings)
+    as_text = results_json(outcome.results, outcome.left_out, outcome.meter_warnings)
+    for line in [as_text] if as_json else show_results(outcome):
         click.echo(line)
     if compare is not None:
         comparisons = compare_with(compare, outcome.results)
         for line in show_comparison(comparisons):
             click.echo(line, err=as_json)
+        check_any_compared(compare, comparisons)
         sys.exit(any(one.verdict == REGRESSION for one in comparisons))
 
 
@@ -124,7 +124,7 @@ def tune(bundle: Path, **options: Any) -> None:
 
     def keep(tuning: Tuning) -> None:
         if output is not None:
-            write_results(output, tuning.results, tuning.left_out)
+            write_results(output, tuning.results, tuning.left_out, tuning.meter_warnings)
 
     tuning = tune_modes(prepared, switch, modes, bars, keep, settle_s)
     keep(tuning)  # with what the last modes left out
