@@ -9,7 +9,7 @@ from statistics import median
 from edge_awq.bench.results import FIGURE_PROTOCOL
 from edge_awq.bench.worker import Sample
 from edge_awq.errors import EdgeAwqError
-from edge_awq.power.energy import PhaseEnergy
+from edge_awq.power.energy import MIN_SAMPLES, TOO_SHORT, PhaseEnergy
 
 REALISTIC_PROTOCOL = "realistic"
 BUSY = 0.5  # runnable threads of others, on average, that a measurement bears
@@ -106,5 +106,7 @@ def invalid_reasons(conditions: Conditions, decode: PhaseEnergy) -> tuple[str, .
         reasons.append(f"the machine was busy: load average {conditions.load_before:.2f} before the start, "
                        f"{BUSY} at most")
     if conditions.meter is not None and decode.problem is not None:
-        reasons.append(f"decode: {decode.samples} samples by {conditions.meter}, no energy ({decode.problem})")
+        short = f": {MIN_SAMPLES} are needed, so more --repeats or a shorter --meter-interval"
+        reasons.append(f"decode: {decode.samples} samples by {conditions.meter}, no energy ({decode.problem}"
+                       f"{short if decode.problem == TOO_SHORT else ''})")
     return tuple(reasons)
