@@ -97,25 +97,27 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
 @_meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",
               help="Write the results, again after every mode; 'edge-awq report' reads them.")
+@click.option("--set-by", metavar="WAY", default="auto", show_default=True,
+              help="nvpmodel, through sudo; or jtop, jetson-stats' service, for the group jtop.")
 @click.option("--yes", is_flag=True, help="Do not ask before the power mode is changed.")
 def tune(bundle: Path, **options: Any) -> None:
     """Measure BUNDLE in a Jetson's power modes and name the one with the most tokens per joule.
 
-    Sets one mode after the other with nvpmodel, through sudo, and the original one at the end. Not yet verified on
-    device.
+    Sets one mode after the other and the original one at the end. Not yet verified on device.
     """
     from edge_awq.bench.bench import prepare, request_from_options
     from edge_awq.bench.results import write_results
     from edge_awq.tune.nvpmodel import ModeSwitch
+    from edge_awq.tune.setters import find_setter
     from edge_awq.tune.show import show_tuning
     from edge_awq.tune.tune import Bounds, Tuning
     from edge_awq.tune.tune import tune as tune_modes
 
-    names, output, yes, settle_s = (options.pop(name) for name in ("modes", "output", "yes", "settle"))
+    names, output, yes, settle_s, way = (options.pop(name) for name in ("modes", "output", "yes", "settle", "set_by"))
     bounds = Bounds(options.pop("min_tokens_per_s"), options.pop("max_temperature"))
     bars = progress()
     prepared = prepare(request_from_options((bundle,), bars, **options))
-    switch = ModeSwitch(prepared.settings.root)
+    switch = ModeSwitch(prepared.settings.root, find_setter(way))
     modes = switch.modes if names is None else switch.find([name.strip() for name in names.split(",")])
     words = f"Set {', '.join(mode.name for mode in modes)} one after the other, and {switch.original.name} at the end?"
     if not yes and not _agreed(words):

@@ -12,7 +12,8 @@ from edge_awq.bench.results import Result
 from edge_awq.errors import EdgeAwqError
 from edge_awq.progress import Progress
 from edge_awq.runner.board import BoardState, clocks
-from edge_awq.tune.nvpmodel import ModeRefused, ModeSwitch, PowerMode
+from edge_awq.tune.nvpmodel import ModeRefused, ModeSwitch
+from edge_awq.tune.setters import PowerMode
 
 SETTLE_S = 5.0
 _LONGEST_SETTLE_S = 30.0
