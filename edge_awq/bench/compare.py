@@ -1,4 +1,4 @@
-"""Today's results against those of an older file: what became slower by more than the noise."""
+"""Today's results against those of an older file: what became slower, or takes more joules, by more than the noise."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edge_awq.errors import EdgeAwqError
 SIGMAS = 3.0
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 FLOOR = 0.02  # share of the old rate; repeats of one start do not see what changes from start to start
+METER_FLOOR = 0.02  # share of the old joules; each of two measurements may be off by 1 %
 REGRESSION, FASTER, SAME, NOT_COMPARED = "regression", "faster", "same", "not compared"
 
 
@@ -22,12 +23,15 @@ class Comparison:
 
     Attributes:
         noise_tok_s: what may be chance: 3 sigma of both deviations together, at least 2 % of the old rate.
+        noise_j: the same share of the old joules per token, and 2 % for two measurements by a meter; None where the
+            joules cannot be compared.
     """
 
     new: Result
     old: Result | None
     verdict: str
     noise_tok_s: float | None = None
+    noise_j: float | None = None
     reason: str | None = None
 
 
@@ -42,6 +46,17 @@ def compare_with(path: Path, results: Sequence[Result]) -> list[Comparison]:
         raise EdgeAwqError(f"{path}: none of its results is of the same model, engine, precision and tokens",
                            hint="compare with a file of the same 'edge-awq bench' command")
     return [compare_one(result, stored.get(_work(result))) for result in results]
+
+
+def check_any_compared(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Refuse to pass where no pair could be compared, which a script would take for "no regression".
+
+    Raises:
+        EdgeAwqError: there is no verdict at all.
+    """
+    if all(one.verdict == NOT_COMPARED for one in comparisons):
+        raise EdgeAwqError(f"{path}: nothing could be compared: {comparisons[0].reason}",
+                           hint="measure again, undisturbed and with the same engines")
 
 
 def read_old(path: Path, results: Sequence[Result]) -> list[StoredResult]:
@@ -76,7 +91,19 @@ def compare_one(new: Result, old: Result | None) -> Comparison:
     noise = max(SIGMAS * MAD_TO_SIGMA * math.hypot(new.tok_s_mad or 0.0, old.tok_s_mad or 0.0),
                 FLOOR * old.tok_s_median)
     change = new.tok_s_median - old.tok_s_median
-    return Comparison(new, old, SAME if abs(change) <= noise else FASTER if change > 0 else REGRESSION, noise)
+    verdict = SAME if abs(change) <= noise else FASTER if change > 0 else REGRESSION
+    noise_j = _noise_j(new, old, noise / old.tok_s_median)
+    if noise_j is None or verdict == REGRESSION or new.j_per_token - old.j_per_token <= noise_j:
+        return Comparison(new, old, verdict, noise, noise_j)
+    return Comparison(new, old, REGRESSION, noise, noise_j, reason="more joules per token")
+
+
+def _noise_j(new: Result, old: Result, share: float) -> float | None:
+    """Joules per token that may be chance, ``share`` of them by the rate's noise."""
+    scopes = {(result.provenance.power_scope, result.provenance.power_rails) for result in (new, old)}
+    if None in (new.j_per_token, old.j_per_token) or len(scopes) > 1:
+        return None
+    return (share + METER_FLOOR) * old.j_per_token
 
 
 def _work(result: Result) -> tuple[object, ...]:

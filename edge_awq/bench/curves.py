@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edge_awq.bench.results import StoredResult
+from edge_awq.bench.tables import joules_of
 from edge_awq.plan.counts import counts_of_shape
 from edge_awq.plan.figure import read_figure
 from edge_awq.plan.sizes import sizes_of
@@ -43,7 +44,8 @@ def context_curves(stored: Sequence[StoredResult]) -> list[Curve]:
         if not result.valid or result.oom:
             continue
         mode = f" {result.provenance.power_mode}" if result.provenance.power_mode else ""
-        label = f"{result.device}{mode}: {result.model}, {result.engine} {result.precision}"
+        joules = f" (joules of {joules_of(result)})" if joules_of(result) else ""
+        label = f"{result.device}{mode}: {result.model}, {result.engine} {result.precision}{joules}"
         context = result.prompt_tokens + result.generated_tokens / 2
         lines.setdefault(label, []).append((context, result.tok_s_median, result.j_per_token))
     several = {label: points for label, points in lines.items() if len({point[0] for point in points}) > 1}

@@ -13,7 +13,8 @@ from edge_awq import __version__
 from edge_awq.bench.protocols import Case, Conditions, Protocol, deviation, fitting, invalid_reasons, per_token
 from edge_awq.bench.results import Provenance, Result
 from edge_awq.bench.worker import Candidate, EngineEnded, Sample, Worker
-from edge_awq.power.base import Reading
+from edge_awq.power.base import NONE, Reading
+from edge_awq.power.energy import NO_SOURCE, PhaseEnergy
 from edge_awq.power.monitor import Monitor
 from edge_awq.progress import Progress
 from edge_awq.runner.board import THROTTLED, BoardState, describe_board, driver
@@ -70,10 +71,11 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """Results, and in words what was left out and why."""
+    """Results, and in words what was left out and why, and what the meter warned of."""
 
     results: list[Result] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    meter_warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Bench:
         outcome = Outcome(left_out=list(reasons))
         for entry in entries if cases else ():
             self._measure_entry(entry, cases, outcome)
+        if self.meter.choice.name != NONE:
+            outcome.meter_warnings += [f"{code}: {text}" for code, text in self.meter.warnings]
         return outcome
 
     def _measure_entry(self, entry: Entry, cases: Sequence[Case], outcome: Outcome) -> None:
@@ -134,8 +138,8 @@ class Bench:
             advance(1)
         after = BoardState.now(self.settings.root)
         changes = after.changed_since(before)
-        spans = [sample.span_ns for sample in decodes]
-        energy = self.meter.energy(spans)
+        energy = self.meter.energy([sample.span_ns for sample in decodes])
+        prefill = self.meter.energy([sample.span_ns for sample in prefills])
         seen = readings_within(self.meter, (prefills[0].span_ns[0], decodes[-1].span_ns[1]))
         source = self.meter.source
         held_down = True if THROTTLED in dict(changes) else throttled(seen)
@@ -145,7 +149,8 @@ class Bench:
         rates = [self.settings.protocol.decode_tok_s(sample) for sample in decodes]
         return Result(
             **self._names(entry, case), tok_s_median=median(rates), tok_s_mad=deviation(rates),
-            j_per_token=per_token(energy, case.steps * len(decodes)), j_per_token_problem=energy.problem,
+            **_joules(energy, case.steps * len(decodes)),
+            j_per_prompt_token=per_token(prefill.energy_j, case.prompt_tokens * len(prefills)),
             oom=False, valid=not reasons, invalid_reasons=reasons,
             prefill_tok_s_median=median(map(_rate, prefills)), runtime=_runtime(entry, worker), idle_w=idle_w,
             peak_rss_bytes=worker.peak_rss_bytes, load_s=worker.load_s,
@@ -171,9 +176,20 @@ class Bench:
             utc=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), tool_version=__version__,
             software={**describe_software(), **packages}, clocks=state.clocks, driver=driver(root),
             power_mode=state.power_mode["name"] if state.power_mode else None, l4t=board.get("l4t"),
-            power_scope=source.total.scope if source else None, bundle_sha256=entry.bundle_sha256,
+            meter=source.backend if source else None, meter_interval_s=source.interval_s if source else None,
+            power_scope=source.total.scope if source else None,
+            power_rails=source.total.rails if source else (), bundle_sha256=entry.bundle_sha256,
             random_weights=self.subject.random_weights,
         )
+
+
+def _joules(energy: PhaseEnergy, tokens: int) -> dict[str, object]:
+    """What a result says of the energy of ``tokens`` decode steps."""
+    measured = energy.problem != NO_SOURCE
+    return {"j_per_token": per_token(energy.energy_j, tokens), "j_per_token_problem": energy.problem,
+            "j_per_token_above_idle": per_token(energy.above_idle_j, tokens), "energy_method": energy.method,
+            "energy_samples": energy.samples if measured else None,
+            "energy_coverage": energy.coverage if measured else None, "energy_max_gap_s": energy.max_gap_s}
 
 
 def _hottest_c(seen: Sequence[BoardState | Reading]) -> float | None:

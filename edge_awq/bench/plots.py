@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = {"hf_fp16": "#999999", "own_fp16": "#56B4E9", "awq_w4a16": "#D55E00"}
-PHASES = {"load": "#AAAAAA", "idle": "#EEEEEE", "warmup": "#F0E442", "prefill": "#56B4E9", "decode": "#E69F00",
+PHASES = {"load": "#AAAAAA", "idle": "#009E73", "warmup": "#F0E442", "prefill": "#56B4E9", "decode": "#E69F00",
           "cooldown": "#CCBBDD"}
 LINES = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 MARKERS = "osD^vPX*"
-INK, OOM_INK, LIMIT_INK = "#222222", "#882255", "#000000"
+INK, LIMIT_INK = "#222222", "#000000"
+MEASURED_OOM, PAPER_OOM = {"color": "#882255", "weight": "bold"}, {"color": INK}
 BAR, OUTLINE = 0.27, 0.17  # widths, where a group of three takes 3 * BAR of 1
 STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.spines.top": False,
          "axes.spines.right": False, "hatch.linewidth": 0.6, "svg.hashsalt": "edge-awq"}
@@ -83,8 +85,8 @@ def _draw_slot(axis: Axes, x: float, slot: Slot, top: float) -> None:
         axis.hlines(slot.limit_tok_s, x - BAR / 2, x + BAR / 2, color=LIMIT_INK, linewidth=2, zorder=3)
     y = _label(axis, x, slot, top)
     if slot.is_oom:
-        axis.text(x, y, "OOM", ha="center", va="bottom",
-                  rotation=90, fontsize=8, color=OOM_INK, zorder=4, weight="bold")
+        axis.text(x, y, "OOM", ha="center", va="bottom", rotation=90, fontsize=8, zorder=4,
+                  **(MEASURED_OOM if slot.measured else PAPER_OOM))
 
 
 def _label(axis: Axes, x: float, slot: Slot, top: float) -> float:
@@ -117,11 +119,11 @@ def _legend() -> list[Any]:
     return [
         *handles,
         patches.Patch(facecolor="white", edgecolor=INK, linewidth=1.3, label="AWQ paper (own: TinyChat)"),
-        patches.Patch(facecolor="white", edgecolor=COLORS["own_fp16"], hatch="////", label="own FP16, predicted"),
-        patches.Patch(facecolor="white", edgecolor=COLORS["awq_w4a16"], hatch="////", label="own W4A16, predicted"),
+        patches.Patch(facecolor="white", edgecolor=INK, hatch="////", label="predicted, in the bar's colour"),
         lines.Line2D([], [], color=LIMIT_INK, linewidth=2, label="memory limit, own format"),
-        lines.Line2D([], [], color="none", marker="$OOM$", markersize=20, markerfacecolor=OOM_INK,
-                     markeredgecolor="none", label="out of memory"),
+        *(lines.Line2D([], [], color="none", marker=f"${text}$", markersize=20, markerfacecolor=look["color"],
+                       markeredgecolor="none", label=f"out of memory, {where}")
+          for text, look, where in ((r"\mathbf{OOM}", MEASURED_OOM, "measured"), ("OOM", PAPER_OOM, "AWQ paper"))),
     ]
 
 
@@ -136,7 +138,8 @@ def draw_power(run: Run) -> Figure:
     axis.plot(run.power_s, [value if value is not None else float("nan") for value in run.power_w], color=INK,
               linewidth=1.5, label=f"total ({run.power_scope})" if run.power_scope else "total")
     styles = ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
-    for style, (rail, watts) in zip(styles, run.rails_w.items(), strict=False):
+    beside = {rail: watts for rail, watts in run.rails_w.items() if not _same(watts, run.power_w)}
+    for style, (rail, watts) in zip(styles, beside.items(), strict=False):
         axis.plot(run.power_s, [value if value is not None else float("nan") for value in watts], color="#0072B2",
                   linewidth=1, linestyle=style, label=rail)
     top = max(known(value for series in (run.power_w, *run.rails_w.values()) for value in series), default=1.0) * 1.1
@@ -147,6 +150,12 @@ def draw_power(run: Run) -> Figure:
     axis.set_title(f"Power, {run.path.name}", loc="left")
     figure.legend(loc="outside right upper", frameon=False, fontsize=8.5)
     return figure
+
+
+def _same(watts: Sequence[float | None], total_w: Sequence[float | None]) -> bool:
+    """Whether a rail is the total, which is drawn already."""
+    pairs = zip(watts, total_w, strict=True)
+    return all(one == other if None in (one, other) else math.isclose(one, other) for one, other in pairs)
 
 
 def draw_context(curves: Sequence[Curve]) -> Figure:

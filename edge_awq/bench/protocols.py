@@ -9,7 +9,7 @@ from statistics import median
 from edge_awq.bench.results import FIGURE_PROTOCOL
 from edge_awq.bench.worker import Sample
 from edge_awq.errors import EdgeAwqError
-from edge_awq.power.energy import PhaseEnergy
+from edge_awq.power.energy import MIN_SAMPLES, TOO_SHORT, PhaseEnergy
 
 REALISTIC_PROTOCOL = "realistic"
 BUSY = 0.5  # runnable threads of others, on average, that a measurement bears
@@ -75,9 +75,9 @@ def deviation(values: Sequence[float]) -> float | None:
     return median(abs(value - median(values)) for value in values) if len(values) > 1 else None
 
 
-def per_token(energy: PhaseEnergy, tokens: int) -> float | None:
-    """Joules per token of a phase that made ``tokens`` in all its repetitions; None where it was not measured."""
-    return None if energy.energy_j is None else energy.energy_j / tokens
+def per_token(energy_j: float | None, tokens: int) -> float | None:
+    """Joules per token of ``tokens`` in all repetitions of a phase; None where it was not measured."""
+    return None if energy_j is None else energy_j / tokens
 
 
 @dataclass(frozen=True)
@@ -106,5 +106,7 @@ def invalid_reasons(conditions: Conditions, decode: PhaseEnergy) -> tuple[str, .
         reasons.append(f"the machine was busy: load average {conditions.load_before:.2f} before the start, "
                        f"{BUSY} at most")
     if conditions.meter is not None and decode.problem is not None:
-        reasons.append(f"decode: {decode.samples} samples by {conditions.meter}, no energy ({decode.problem})")
+        short = f": {MIN_SAMPLES} are needed, so more --repeats or a shorter --meter-interval"
+        reasons.append(f"decode: {decode.samples} samples by {conditions.meter}, no energy ({decode.problem}"
+                       f"{short if decode.problem == TOO_SHORT else ''})")
     return tuple(reasons)

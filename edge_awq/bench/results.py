@@ -1,7 +1,7 @@
 """Result files: what a benchmark measured, in numbers that others can compare. JSON, one schema, versioned.
 
     {"schema": "edge-awq.results/1", "results": [{"device": ..., "tok_s_median": ..., ...}, ...],
-     "left_out": ["why something was not measured", ...]}
+     "left_out": ["why something was not measured", ...], "meter_warnings": ["what the meter said of itself", ...]}
 
 Null is "not measured" or "not known", never 0. Out of memory is a result: ``oom`` true, every rate null.
 """
@@ -34,7 +34,8 @@ class Provenance:
         utc: when it was measured, ISO 8601 with Z.
         power_mode: the Jetson's, by name.
         clocks: highest and current clocks, in MHz by key.
-        power_scope: what the joules cover, such as "module" or "gpu-board".
+        meter: what measured the joules; None without one. meter_interval_s: between its samples.
+        power_scope: what the joules cover, such as "module" or "gpu-board"; power_rails: whose sum that is.
         bundle_sha256: of the bundle's manifest; engine_sha256: of the engine file.
         random_weights: the exact shape with random weights; speed does not depend on their values.
         run: name of the run directory with the raw samples.
@@ -45,7 +46,10 @@ class Provenance:
     software: dict[str, Any] = field(default_factory=dict)
     power_mode: str | None = None
     clocks: dict[str, Any] | None = None
+    meter: str | None = None
+    meter_interval_s: float | None = None
     power_scope: str | None = None
+    power_rails: tuple[str, ...] = ()
     driver: str | None = None
     l4t: str | None = None
     bundle_sha256: str | None = None
@@ -71,6 +75,8 @@ class Result:
         oom: the model did not fit.
         valid: nothing disturbed the run; ``invalid_reasons`` says what did.
         j_per_token_problem: why there are no joules; see edge_awq.power.energy.PhaseEnergy.problem.
+        j_per_token_above_idle: the part of it above idle power; j_per_prompt_token: of the prefill, with idle power.
+        energy_method, energy_samples, energy_coverage, energy_max_gap_s: of decoding; see PhaseEnergy.
         idle_w: power before the first repeat, with the model loaded.
         peak_rss_bytes: the most memory that the engine's process had resident; load_s: until it was ready.
         mean_w: power while it decoded, idle power with it; None without a meter.
@@ -97,6 +103,12 @@ class Result:
     runtime: str | None = None
     shape: str | None = None
     j_per_token_problem: str | None = None
+    j_per_token_above_idle: float | None = None
+    j_per_prompt_token: float | None = None
+    energy_method: str | None = None
+    energy_samples: int | None = None
+    energy_coverage: float | None = None
+    energy_max_gap_s: float | None = None
     idle_w: float | None = None
     peak_rss_bytes: int | None = None
     load_s: float | None = None
@@ -118,7 +130,6 @@ class Result:
             raise EdgeAwqError(f"{name}: valid is {self.valid} and {len(self.invalid_reasons)} reasons are given",
                                hint="an invalid result says why, a valid one has no reasons")
 
-
     @property
     def group(self) -> str:
         """Whose bars it stands with in the figure."""
@@ -133,15 +144,16 @@ class StoredResult:
     path: Path
 
 
-def write_results(path: Path, results: Iterable[Result], left_out: Sequence[str] = ()) -> None:
+def write_results(path: Path, results: Iterable[Result], left_out: Sequence[str] = (),
+                  meter_warnings: Sequence[str] = ()) -> None:
     """Write a result file, whole or not at all."""
-    write_text(path, results_json(results, left_out) + "\n")
+    write_text(path, results_json(results, left_out, meter_warnings) + "\n")
 
 
-def results_json(results: Iterable[Result], left_out: Sequence[str] = ()) -> str:
+def results_json(results: Iterable[Result], left_out: Sequence[str] = (), meter_warnings: Sequence[str] = ()) -> str:
     """The text of a result file."""
     table = {"schema": SCHEMA, "results": [dataclasses.asdict(result) for result in results],
-             "left_out": list(left_out)}
+             "left_out": list(left_out), "meter_warnings": list(meter_warnings)}
     return json.dumps(table, indent=1, allow_nan=False)
 
 

@@ -5,32 +5,46 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edge_awq.bench.compare import Comparison
+from edge_awq.bench.measure import Outcome
 from edge_awq.bench.results import Result
 from edge_awq.bench.tables import number
 from edge_awq.tables import render
 
 HEAD = ("engine", "precision", "tokens", "tok/s", "MAD", "prefill tok/s", "J/token", "load s", "peak RSS GB", "valid")
-COMPARE_HEAD = ("engine", "precision", "tokens", "old tok/s", "new tok/s", "noise", "verdict")
+COMPARE_HEAD = ("engine", "precision", "tokens", "old tok/s", "new tok/s", "noise", "old J/token", "new J/token",
+                "noise J", "verdict")
 
 
-def show_results(results: Sequence[Result], left_out: Sequence[str]) -> Iterator[str]:
-    """What was measured where, one row a result, then what was not and why."""
-    first = results[0]
+def show_results(outcome: Outcome) -> Iterator[str]:
+    """What was measured where and by which meter, one row a result, then what was not and why."""
+    results, first = outcome.results, outcome.results[0]
     mode = f", {first.provenance.power_mode}" if first.provenance.power_mode else ""
     yield f"{first.model} on {first.device}{mode}: protocol {first.protocol}, {first.repeats} repeats"
     yield ""
     yield from render(HEAD, map(_row, results), HEAD[2:-1])
+    if first.provenance.meter is not None:
+        yield _describe_meter(first)
     for result in results:
         for reason in result.invalid_reasons:
             yield f"invalid: {_words(result)}: {reason}"
-    for reason in left_out:
+    for reason in outcome.left_out:
         yield f"left out: {reason}"
+    for warning in outcome.meter_warnings:
+        yield f"meter: {warning}"
 
 
 def show_comparison(comparisons: Sequence[Comparison]) -> Iterator[str]:
     """One row a pair; the noise is what a change must exceed."""
     yield ""
     yield from render(COMPARE_HEAD, map(_compare_row, comparisons), COMPARE_HEAD[2:-1])
+
+
+def _describe_meter(result: Result) -> str:
+    """What the joules are joules of; totals of different scopes cannot be compared."""
+    where = result.provenance
+    total = f"{where.power_scope or 'unknown'}: {' + '.join(where.power_rails) or 'no rails'}"
+    idle = "" if result.idle_w is None else f", idle {number(result.idle_w)} W included"
+    return f"J/token by {where.meter}, every {where.meter_interval_s:g} s, total = {total}{idle}"
 
 
 def _words(result: Result) -> str:
@@ -55,4 +69,5 @@ def _row(result: Result) -> tuple[str, ...]:
 def _compare_row(one: Comparison) -> tuple[str, ...]:
     verdict = f"{one.verdict}: {one.reason}" if one.reason else one.verdict
     return (one.new.engine, one.new.precision, _tokens(one.new), _rate(one.old), _rate(one.new),
-            number(one.noise_tok_s), verdict)
+            number(one.noise_tok_s), *(number(result.j_per_token if result else None) for result in (one.old, one.new)),
+            number(one.noise_j), verdict)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from edge_awq.bench.panels import Panel, Slot
-from edge_awq.bench.results import StoredResult
+from edge_awq.bench.results import Result, StoredResult
 from edge_awq.bench.runs import Run
 from edge_awq.plan.figure import BARS
 
 Row = tuple[str, ...]
 
-FIGURE_HEAD = ("device", "model", "bar", "measured tok/s", "MAD", "J/token", "AWQ paper tok/s",
+FIGURE_HEAD = ("device", "model", "bar", "measured tok/s", "MAD", "J/token", "joules of", "AWQ paper tok/s",
                "paper's share of limit", "memory limit tok/s", "measured share of limit", "predicted tok/s")
 RESULTS_HEAD = ("device", "power mode", "model", "engine", "precision", "protocol", "tokens", "tok/s", "MAD", "J/token",
-                "valid", "file")
+                "above idle", "joules of", "valid", "file")
 RUNS_HEAD = ("run", "model", "power mode", "prompt", "generated", "prefill tok/s", "decode tok/s", "mJ/token",
-             "warnings")
+             "joules of", "warnings")
 UNKNOWN = ""
 
 
@@ -35,7 +35,7 @@ def _bar_cells(slot: Slot) -> Row:
     share = tok_s / limit if tok_s and limit else None
     return (
         "OOM" if measured and measured.oom else number(tok_s), number(measured.tok_s_mad if measured else None),
-        number(measured.j_per_token if measured else None),
+        number(measured.j_per_token if measured else None), joules_of(measured) if measured else UNKNOWN,
         UNKNOWN if paper is None else "OOM" if paper.tok_s is None else f"{paper.tok_s:g}",
         percent(paper.share_of_limit() if paper else None), number(limit), percent(share), number(slot.predicted_tok_s))
 
@@ -48,7 +48,8 @@ def result_rows(stored: Sequence[StoredResult]) -> Iterator[Row]:
         yield (result.device, result.provenance.power_mode or UNKNOWN, result.model, result.engine, result.precision,
                result.protocol, f"{result.prompt_tokens} + {result.generated_tokens}",
                "OOM" if result.oom else number(result.tok_s_median), number(result.tok_s_mad),
-               number(result.j_per_token), valid, one.path.name)
+               number(result.j_per_token), number(result.j_per_token_above_idle), joules_of(result), valid,
+               one.path.name)
 
 
 def run_rows(runs: Sequence[Run]) -> Iterator[Row]:
@@ -60,7 +61,13 @@ def run_rows(runs: Sequence[Run]) -> Iterator[Row]:
             energy = request.get("energy") or {}
             yield (run.path.name, str(model.get("name", UNKNOWN)), run.power_mode or UNKNOWN,
                    str(request["n_prompt"]), str(request["n_gen"]), number(request.get("prefill_tok_s")),
-                   number(request.get("decode_tok_s")), number(energy.get("mj_per_gen_tok")), "; ".join(warnings))
+                   number(request.get("decode_tok_s")), number(energy.get("mj_per_gen_tok")),
+                   str(energy.get("total_scope") or UNKNOWN), "; ".join(warnings))
+
+
+def joules_of(result: Result) -> str:
+    """What a result's joules cover, such as "module"; joules of different scopes cannot be compared."""
+    return UNKNOWN if result.j_per_token is None else result.provenance.power_scope or "unknown rails"
 
 
 def number(value: float | None) -> str:

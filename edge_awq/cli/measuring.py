@@ -54,7 +54,7 @@ def report(results: tuple[Path, ...], output: Path) -> None:
 @click.option("--peer", "peers", metavar="NAME=MODEL", multiple=True,
               help="Also measure llama.cpp or onnxruntime-genai on a model file of theirs; may be given again.")
 @click.option("--compare", type=click.Path(path_type=Path), metavar="OLD.json",
-              help="Exit with 1 if anything is slower than there by more than the noise.")
+              help="Exit with 1 if anything is slower than there, or takes more joules, by more than the noise.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: each engine's own choice]")
 @_meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json", help="Write the results.")
@@ -62,7 +62,7 @@ def report(results: tuple[Path, ...], output: Path) -> None:
 def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     """Measure tokens/s and joules per token of BUNDLES, of one model, beside other engines."""
     from edge_awq.bench.bench import request_from_options, run_bench
-    from edge_awq.bench.compare import REGRESSION, compare_with
+    from edge_awq.bench.compare import REGRESSION, check_any_compared, compare_with
     from edge_awq.bench.results import read_results, results_json, write_results
     from edge_awq.bench.show import show_comparison, show_results
 
@@ -72,16 +72,16 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
         read_results(compare)  # what is wrong with it is known before anything long begins
     bars = progress()
     outcome = run_bench(request_from_options(bundles, bars, **options), bars)
-    lines = [results_json(outcome.results, outcome.left_out)] if as_json else show_results(
-        outcome.results, outcome.left_out)
-    for line in lines:
+    as_text = results_json(outcome.results, outcome.left_out, outcome.meter_warnings)
+    for line in [as_text] if as_json else show_results(outcome):
         click.echo(line)
     if output is not None:  # after they were shown: a disk that is full loses nothing
-        write_results(output, outcome.results, outcome.left_out)
+        write_results(output, outcome.results, outcome.left_out, outcome.meter_warnings)
     if compare is not None:
         comparisons = compare_with(compare, outcome.results)
         for line in show_comparison(comparisons):
             click.echo(line, err=as_json)
+        check_any_compared(compare, comparisons)
         sys.exit(any(one.verdict == REGRESSION for one in comparisons))
 
 
@@ -98,26 +98,28 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
 @_meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",
               help="Write the results, again after every mode; 'edge-awq report' reads them.")
+@click.option("--set-by", metavar="WAY", default="auto", show_default=True,
+              help="nvpmodel, through sudo; or jtop, jetson-stats' service, for the group jtop.")
 @click.option("--yes", is_flag=True, help="Do not ask before the power mode is changed.")
 def tune(bundle: Path, **options: Any) -> None:
     """Measure BUNDLE in a Jetson's power modes and name the one with the most tokens per joule.
 
-    Sets one mode after the other with nvpmodel, through sudo, and the original one at the end. Not yet verified on
-    device.
+    Sets one mode after the other and the original one at the end. Not yet verified on device.
     """
     from edge_awq.bench.bench import prepare, request_from_options
     from edge_awq.bench.results import write_results
     from edge_awq.tune.nvpmodel import ModeSwitch
+    from edge_awq.tune.setters import find_setter
     from edge_awq.tune.show import show_tuning
     from edge_awq.tune.tune import Bounds, Tuning
     from edge_awq.tune.tune import tune as tune_modes
 
-    names, output, yes, settle_s = (options.pop(name) for name in ("modes", "output", "yes", "settle"))
+    names, output, yes, settle_s, way = (options.pop(name) for name in ("modes", "output", "yes", "settle", "set_by"))
     check_new_file(output)
     bounds = Bounds(options.pop("min_tokens_per_s"), options.pop("max_temperature"))
     bars = progress()
     prepared = prepare(request_from_options((bundle,), bars, **options))
-    switch = ModeSwitch(prepared.settings.root)
+    switch = ModeSwitch(prepared.settings.root, find_setter(way))
     modes = switch.modes if names is None else switch.find([name.strip() for name in names.split(",")])
     words = f"Set {', '.join(mode.name for mode in modes)} one after the other, and {switch.original.name} at the end?"
     if not yes and not _agreed(words):
@@ -126,7 +128,7 @@ def tune(bundle: Path, **options: Any) -> None:
 
     def keep(tuning: Tuning) -> None:
         if output is not None:
-            write_results(output, tuning.results, tuning.left_out)
+            write_results(output, tuning.results, tuning.left_out, tuning.meter_warnings)
 
     tuning = tune_modes(prepared, switch, modes, bars, keep, settle_s)
     keep(tuning)  # with what the last modes left out

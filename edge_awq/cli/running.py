@@ -50,6 +50,7 @@ PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard
               "faster where it repeats itself.  [default: no guesses]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the text.")
 @click.option("--log", type=click.Path(path_type=Path), help="Folder for the run log.")
+@click.option("--log-text", is_flag=True, help="Log the prompt and the answer too, not only their numbers of tokens.")
 @click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter: auto, jtop, ina3221, nvml, rapl, "
               "battery or none.  [default: auto]")
 @click.option("--meter-interval", type=Finite(), metavar="S", help="Seconds between its samples.  [default: 0.1]")
@@ -62,6 +63,9 @@ def run(bundle: Path, **options: Any) -> None:
     text = _read_prompt(options.pop("prompt"), options.pop("prompt_file"))
     messages = _conversation(text, options.pop("system"), options.pop("chat"))
     as_json, log, idle_s = (options.pop(name) for name in ("as_json", "log", "meter_idle"))
+    logged_prompt = text if options.pop("log_text") else None
+    if logged_prompt is not None and log is None:
+        raise click.UsageError("--log-text needs --log")
     if options.pop("greedy"):
         if options["temperature"] is not None:
             raise click.UsageError("--greedy and --temperature exclude each other")
@@ -80,7 +84,7 @@ def run(bundle: Path, **options: Any) -> None:
         ids = session.encode_chat(messages) if messages else session.encode(text)
         if meter.ready() is not None and idle_s:
             meter.measure_idle(idle_s)
-        summary, energy = _answer(session, ids, settings, meter, (log, as_json))
+        summary, energy = _answer(session, ids, settings, meter, (log, as_json, logged_prompt))
         bandwidth_gb_s = session.memory_bandwidth_gb_s()
         guesses = session.guesses()
     if as_json:
@@ -112,12 +116,16 @@ def _meter_choice(bundle: Path, options: dict[str, Any]) -> MeterChoice:
 
 
 def _answer(session: Session, ids: list[int], settings: GenerationSettings, meter: Monitor,
-            places: tuple[Path | None, bool]) -> tuple[RunSummary, RequestEnergy]:
-    """Generate, print, log and measure; ``places``: the log's folder, and whether only one JSON object is printed."""
+            places: tuple[Path | None, bool, str | None]) -> tuple[RunSummary, RequestEnergy]:
+    """Generate, print, log and measure.
+
+    Args:
+        places: the log's folder, whether only one JSON object is printed, and the prompt where it may be logged.
+    """
     from edge_awq.runner.energy import measure_request
     from edge_awq.runner.live import live_status
 
-    log, as_json = places
+    log, as_json, logged_prompt = places
     tokens = session.generate(ids, settings)
     run_tokens = len(ids) - session.reused_tokens
     with session.open_log(log, settings, meter) if log else nullcontext() as run_log:
@@ -129,6 +137,8 @@ def _answer(session: Session, ids: list[int], settings: GenerationSettings, mete
         energy = run_log.energy if run_log else measure_request(meter, started_ns, answer, run_tokens)
         summary = session.summarize(answer, energy)
         if run_log:
+            if logged_prompt is not None:
+                run_log.text(logged_prompt, summary.text)
             run_log.summary(summary, session.memory_bandwidth_gb_s())
     return summary, energy
 

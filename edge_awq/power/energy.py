@@ -6,7 +6,8 @@ number that is too small would look like a good one.
 
 Power jumps where a phase begins and ends, because work does. So a phase is made of the samples that were begun and done
 inside it, the first and the last held to its ends. Lines to the samples outside would lose step * gap / 6 per end on
-average: 6 % of a 0.4 s prefill at 0.1 s.
+average: 6 % of a 0.4 s prefill at 0.1 s. So would lines between a counter's values: its rise is that from the first
+sample inside to the last, carried on to the ends at its mean.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def phase_energy(source: Source, readings: Sequence[Reading], spans: Sequence[Sp
     by_counter = source.counter_min_s is not None and spans and min(
         end - start for start, end in spans) / 1e9 >= source.counter_min_s
     total = _Curve.of(readings, [source.total_w(reading) for reading in readings])
-    counter = _Curve.of(readings, [reading.counter_j for reading in readings])
+    counter = _Curve.of(readings, [reading.counter_j for reading in readings], instant=True)
     decisive = counter if by_counter else total
     samples = sum(decisive.count(span) for span in spans)
     covered_s = sum(decisive.covered_s(span, hole_s(source)) for span in spans)
@@ -125,8 +126,9 @@ class _Curve:
     values: np.ndarray
 
     @classmethod
-    def of(cls, readings: Sequence[Reading], values: Sequence[float | None]) -> _Curve:
-        known = [(reading.t_ns, reading.began_ns, value)
+    def of(cls, readings: Sequence[Reading], values: Sequence[float | None], instant: bool = False) -> _Curve:
+        """``instant``: values hold for the time of their reading, not for the stretch that it took."""
+        known = [(reading.t_ns, reading.t_ns if instant else reading.began_ns, value)
                  for reading, value in zip(readings, values, strict=True) if value is not None]
         t_ns, began_ns, kept = zip(*known, strict=True) if known else ((), (), ())
         return cls(np.array(t_ns, np.int64), np.array(began_ns, np.int64), np.array(kept, np.float64))
@@ -168,7 +170,11 @@ class _Curve:
 
     def rise(self, span: Span) -> float:
         """How much a counter rises over the span."""
-        return self._at(span[1]) - self._at(span[0])
+        first, behind = self._bounds(span)
+        if behind - first < 2:
+            return self._at(span[1]) - self._at(span[0])
+        seen = self.values[behind - 1] - self.values[first]
+        return float(seen * (span[1] - span[0]) / (self.t_ns[behind - 1] - self.t_ns[first]))
 
     def _at(self, t_ns: int) -> float:
         return float(np.interp(0.0, (self.t_ns - t_ns) / 1e9, self.values))

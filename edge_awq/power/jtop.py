@@ -1,4 +1,4 @@
-"""jtop: the client of jetson-stats (AGPL-3.0, an optional extra), imported only here, in the sampling process.
+"""jtop: the client of jetson-stats (AGPL-3.0, an optional extra), imported only here, in processes of its own.
 
 Its ways that would cost numbers: ``start`` has no time limit when the service hangs, so the caller has one. ``ok`` ends
 silently when another client set a longer interval, so samples come by ``attach``; that repeats old ones, so those whose
@@ -26,6 +26,29 @@ _REMEDIES = (
 _OTHERWISE = "look at 'systemctl status jtop', or use --meter ina3221, which needs no service"
 
 
+def connect(interval_s: float, socket: str | None) -> tuple[Any, tuple[type[Exception], ...], str]:
+    """A client at work, what it raises when the service fails, and its version; hangs when the service does.
+
+    Raises:
+        EdgeAwqError: jetson-stats is not installed, or its service does not answer.
+    """
+    try:
+        import jtop
+        from jtop import service
+    except ImportError as error:
+        raise EdgeAwqError(f"jtop: jetson-stats is not installed ({error})",
+                           hint="pip install 'edge-awq[jetson]', in the version of the board's service") from error
+    if socket is not None:
+        service.JTOP_PIPE = socket  # read whenever a client is made
+    failures = (jtop.JtopException, EOFError, OSError)
+    client = jtop.jtop(interval_s)
+    try:
+        client.start()
+    except failures as error:
+        raise refused(error) from error
+    return client, failures, jtop.__version__
+
+
 class Jtop:
     """See the module's text."""
 
@@ -39,20 +62,7 @@ class Jtop:
 
     def open(self) -> Source:
         """Connect; hangs when the service does."""
-        try:
-            import jtop
-            from jtop import service
-        except ImportError as error:
-            raise EdgeAwqError(f"jtop: jetson-stats is not installed ({error})",
-                               hint="pip install 'edge-awq[jetson]', in the version of the board's service") from error
-        if self._socket is not None:
-            service.JTOP_PIPE = self._socket  # read whenever a client is made
-        self._failures = (jtop.JtopException, EOFError, OSError)
-        self._client = jtop.jtop(self._interval_s)
-        try:
-            self._client.start()
-        except self._failures as error:
-            raise _refused(error) from error
+        self._client, self._failures, version = connect(self._interval_s, self._socket)
         self._rails = tuple(sorted(_rails_mw(self._client.power)))
         if not self._rails:
             raise EdgeAwqError("jtop: the service reports no power rails on this machine",
@@ -60,7 +70,7 @@ class Jtop:
         self._client.attach(self._take)
         self._heard_s = time.monotonic()
         total, others, notes = find_totals(self._rails)
-        return Source("jtop", jtop.__version__, self._rails, total, self._client.interval, others, notes=notes)
+        return Source("jtop", version, self._rails, total, self._client.interval, others, notes=notes)
 
     def read(self) -> Sequence[Reading]:
         """Every new sample, after waiting for one."""
@@ -74,7 +84,7 @@ class Jtop:
         try:
             self._client.ok(spin=True)  # does not wait; raises what the reading thread met
         except self._failures as error:
-            raise _refused(error) from error
+            raise refused(error) from error
         now_s = time.monotonic()
         if found:
             self._heard_s = now_s
@@ -120,7 +130,8 @@ def _began_ns(t_ns: int, uptime_s: float) -> int:
     return min(round(uptime_s * 1e9) - asleep_ns, t_ns)
 
 
-def _refused(error: Exception) -> EdgeAwqError:
+def refused(error: Exception) -> EdgeAwqError:
+    """What a client raised, in one line with a remedy."""
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip()
     hint = next((remedy for words, remedy in _REMEDIES if words in reason), _OTHERWISE)
     return EdgeAwqError(f"jtop: {reason}", hint=hint)

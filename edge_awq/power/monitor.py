@@ -46,13 +46,14 @@ class Monitor:
     Attributes:
         choice: what was asked for.
         source: what is measured; None before ``ready`` and without a meter.
-        idle_w: mean power of the last ``measure_idle``; None: not measured.
+        idle_w: mean power of the last ``measure_idle``; None: not measured. idle_span: when that was.
     """
 
     def __init__(self, choice: MeterChoice, names: Sequence[str]) -> None:
         self.choice = choice
         self.source: Source | None = None
         self.idle_w: float | None = None
+        self.idle_span: Span | None = None
         self._refusals: list[tuple[str, str | None]] = []
         self._warnings: list[tuple[str, str]] = []
         self._readings: list[Reading] = []
@@ -87,6 +88,11 @@ class Monitor:
             return tuple(self._warnings)
 
     @property
+    def refusal(self) -> str | None:
+        """Why nothing is measured although a meter was looked for: what the best one said; None otherwise."""
+        return self._refusals[0][0] if self.source is None and self._refusals else None
+
+    @property
     def latest(self) -> Reading | None:
         """The newest sample."""
         readings = self._readings
@@ -114,7 +120,8 @@ class Monitor:
         self.ready()
         started_ns = time.monotonic_ns()
         time.sleep(seconds)
-        self.idle_w = self.energy([(started_ns, time.monotonic_ns())]).mean_w
+        self.idle_span = (started_ns, time.monotonic_ns())
+        self.idle_w = self.energy([self.idle_span]).mean_w
         return self.idle_w
 
     def energy(self, spans: Sequence[Span]) -> PhaseEnergy:

@@ -20,7 +20,7 @@ class RequestEnergy:
     """Energy of one request; None is "not measured".
 
     Attributes:
-        meter: its name; None without one.
+        meter: its name; None without one. refusal: why there is none although one was looked for.
         total_scope, total_rails: what the joules are joules of; see edge_awq.power.base.Total.
         interval_s: seconds between samples.
         prefill_j, decode_j, total_j: gross joules until the first token, from the first to the last, and of both.
@@ -37,6 +37,7 @@ class RequestEnergy:
     """
 
     meter: str | None = None
+    refusal: str | None = None
     total_scope: str | None = None
     total_rails: tuple[str, ...] | None = None
     interval_s: float | None = None
@@ -87,7 +88,7 @@ def measure_request(meter: Monitor | None, started_ns: int, tokens: Sequence[Tok
     """
     source = meter.source if meter is not None else None
     if source is None or not tokens:
-        return RequestEnergy()
+        return RequestEnergy(refusal=meter.refusal if meter is not None else None)
     prefill_span, decode_span, whole_span = spans_of(started_ns, tokens)
     prefill, whole = meter.energy([prefill_span]), meter.energy([whole_span])
     decode = meter.energy([decode_span]) if len(tokens) > 1 else _NO_DECODE

@@ -6,35 +6,35 @@ import csv
 import io
 import json
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from edge_awq import __version__
-from edge_awq.runner.logread import Run, request_row
+from edge_awq.runner.logread import COLUMNS, Run, request_row
 
 FORMATS = ("md", "csv", "json", "llama-bench")
 
 
 def export_run(run: Run, kind: str) -> str:
     """The run's requests as text in one of FORMATS; what was not measured is empty or null."""
-    rows = [request_row(run, request) for request in run.requests]
+    rows = [request_row(request) for request in run.requests]
     if kind == "json":
         whole = {"path": run.path.name, "whole": run.whole, "start": run.start, "requests": run.requests,
                  "warnings": run.warnings, "summary": run.summary}
         return json.dumps(whole, indent=1, ensure_ascii=False)
     if kind == "llama-bench":
         return json.dumps([test for request in run.requests for test in _llama_bench(run, request)], indent=2)
-    names = list(request_row(run, run.requests[0])) if run.requests else ["rep"]
-    table = [["" if row[name] is None else row[name] for name in names] for row in rows]
-    return _markdown(names, table) if kind == "md" else _csv(names, table)
+    table = [["" if row[name] is None else row[name] for name in COLUMNS] for row in rows]
+    return _markdown(COLUMNS, table) if kind == "md" else _csv(COLUMNS, table)
 
 
-def _csv(names: list[str], table: list[list[Any]]) -> str:
+def _csv(names: Sequence[str], table: list[list[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([names, *table])
     return text.getvalue().rstrip("\n")
 
 
-def _markdown(names: list[str], table: list[list[Any]]) -> str:
+def _markdown(names: Sequence[str], table: list[list[Any]]) -> str:
     lines = [names, ["---:"] * len(names), *table]
     return "\n".join("| " + " | ".join(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in line) + " |"
                      for line in lines)

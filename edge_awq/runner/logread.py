@@ -12,6 +12,8 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.powerlog import POWER
 from edge_awq.runner.runlog import LOG, SCHEMA
 
+COLUMNS = ("rep", "n_prompt", "n_gen", "prefill_tok_s", "decode_tok_s", "ttft_ms", "prefill_j", "decode_j",
+           "mj_per_gen_tok", "tok_per_j", "mean_w", "total_scope")  # a request's numbers in a table
 _WHERE = "edge-awq run BUNDLE --log DIR writes one folder per run below DIR"
 
 
@@ -97,9 +99,12 @@ def show_run(run: Run) -> Iterator[str]:
     yield ("meter       " + ("not measured" if sampler is None else
            f"{sampler['backend']}, every {sampler['interval_real_s']:g} s, total = {sampler['total_scope']}: "
            f"{' + '.join(sampler['total_rails'])}, {run.power_rows} samples"))
+    if run.phases:
+        yield "phases      " + ", ".join(f"{phase['name']} {(phase['t_end_ns'] - phase['t_start_ns']) / 1e9:.2f} s"
+                                         for phase in run.phases)
     for request in run.requests:
         yield f"request {request['rep']}   " + ", ".join(
-            f"{name} {_short(value)}" for name, value in request_row(run, request).items() if name != "rep")
+            f"{name} {_short(value)}" for name, value in request_row(request).items() if name != "rep")
     for warning in run.warnings:
         yield f"warning     {warning['code']}: {warning['text']}"
     if run.summary is not None and not run.summary["valid"]:
@@ -108,16 +113,10 @@ def show_run(run: Run) -> Iterator[str]:
         yield "cut off     the run did not end; what stands above is what it had written"
 
 
-def request_row(run: Run, request: dict[str, Any]) -> dict[str, Any]:
+def request_row(request: dict[str, Any]) -> dict[str, Any]:
     """The numbers of one request that belong into a table; units stand in the names."""
-    energy, power = request["energy"], request["power"]
-    return {
-        "rep": request["rep"], "n_prompt": request["n_prompt"], "n_gen": request["n_gen"],
-        "prefill_tok_s": request["prefill_tok_s"], "decode_tok_s": request["decode_tok_s"],
-        "ttft_ms": request["ttft_ms"], "prefill_j": energy["prefill_j"], "decode_j": energy["decode_j"],
-        "mj_per_gen_tok": energy["mj_per_gen_tok"],
-        "tok_per_j": energy["tok_per_j"], "mean_w": power["mean_w"], "total_scope": energy["total_scope"],
-    }
+    known = {**request, **request["energy"], **request["power"]}
+    return {name: known[name] for name in COLUMNS}
 
 
 def _join(table: dict[str, Any] | None, *keys: str) -> str:

@@ -21,7 +21,7 @@ def speed_line(summary: RunSummary, energy: RequestEnergy, bandwidth_gb_s: float
 
 def _joules(energy: RequestEnergy) -> str:
     if energy.meter is None:
-        return "energy not measured"
+        return f"energy not measured ({energy.refusal})" if energy.refusal else "energy not measured"
     scope = energy.total_scope or "rails unknown"
     if energy.mj_per_gen_tok is not None and energy.tok_per_j is not None:
         return f"{energy.mj_per_gen_tok / 1e3:.3g} J/token ({scope}), {energy.tok_per_j:.3g} tok/s per W"

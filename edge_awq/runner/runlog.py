@@ -6,7 +6,7 @@
 
 Units stand in the keys; null is "not known" or "not measured", never 0. Times ``t_ns`` count nanoseconds of
 CLOCK_MONOTONIC from the start of the run; the start event anchors them to UTC. Prompts, answers and token ids are not
-logged, nor are user and host names.
+logged unless asked for, nor are user and host names.
 """
 
 from __future__ import annotations
@@ -115,6 +115,10 @@ class RunLog:
     def phase(self, name: str, span_ns: tuple[int, int], tokens: int = 0, rep: int | None = None) -> None:
         """A stretch of the run, from and to ``t_ns``: load, prefill or decode."""
         self.event("phase", name=name, rep=rep, t_start_ns=span_ns[0], t_end_ns=span_ns[1], tokens=tokens)
+
+    def text(self, prompt: str, answer: str) -> None:
+        """What was asked and answered; only for those who want it in the log."""
+        self.event("text", rep=self._requests - 1, prompt=prompt, answer=answer)
 
     def warn(self, code: str, text: str) -> None:
         """Something that a reader of the numbers should know."""

@@ -224,6 +224,9 @@ class Session:
             meter.ready()
         run_log = RunLog(folder, self._describe(settings), self.loaded.started_ns, meter=meter)
         run_log.phase("load", (0, round(self.loaded.load_s * 1e9)))
+        if meter is not None and meter.idle_span is not None:
+            start_ns, end_ns = meter.idle_span
+            run_log.phase("idle", (start_ns - self.loaded.started_ns, end_ns - self.loaded.started_ns))
         if meter is None:
             run_log.warn("no_power_source", "nothing measures power here; every energy value is null")
         return run_log

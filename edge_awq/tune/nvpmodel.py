@@ -1,20 +1,15 @@
 """A Jetson's power modes: which there are, which one is set, setting another, and always setting it back.
 
-nvpmodel lists its modes in /etc/nvpmodel.conf, keeps the current one's number in /var/lib/nvpmodel/status, and sets one
-with root's rights. A mode that powers units down needs a reboot; nvpmodel asks for it, and the answer here is no.
+nvpmodel lists its modes in /etc/nvpmodel.conf and keeps the current one's number in /var/lib/nvpmodel/status.
 
 Not yet verified on device: files and messages are from Jetson Linux's documentation and public dumps.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,19 +17,10 @@ from typing import Any
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.sysfs import is_tegra
 from edge_awq.runner.board import power_mode, power_modes
+from edge_awq.tune.setters import PowerMode, Setter, find_setter
 
-PROGRAM = "nvpmodel"
-_ANSWER_S = 120.0  # sudo may ask for a password
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal is gone
 _BY_HAND = "try 'sudo nvpmodel -m {}' by hand"
-
-
-@dataclass(frozen=True)
-class PowerMode:
-    """One of nvpmodel's modes; numbers mean another mode on every image, names do not."""
-
-    number: int
-    name: str
 
 
 class ModeRefused(EdgeAwqError):
@@ -46,14 +32,14 @@ class ModeRefused(EdgeAwqError):
 
 
 class ModeSwitch:
-    """Sets power modes of the board whose files are below ``root``.
+    """Sets power modes of the board whose files are below ``root``, by ``setter``; None: what find_setter finds.
 
     Attributes:
         modes: all there are, in nvpmodel's order.
         original: the one that was set when this was made.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), setter: Setter | None = None) -> None:
         if not is_tegra(root):
             raise EdgeAwqError("this machine is no Jetson, so it has no power modes to choose from",
                                hint="run it on the board; 'edge-awq bench' measures any machine")
@@ -62,7 +48,7 @@ class ModeSwitch:
             raise EdgeAwqError(f"{root / 'etc/nvpmodel.conf'} lists no power modes",
                                hint="in a container, run it on the board itself")
         self._root, self._touched = root, False
-        self._command = _find_command()
+        self._setter = setter or find_setter()
         found = self.current()
         if found is None:
             raise EdgeAwqError(f"the board's power mode is not known ({root / 'var/lib/nvpmodel/status'}), so it could "
@@ -90,7 +76,7 @@ class ModeSwitch:
         """Set a mode that is not set already.
 
         Raises:
-            ModeRefused: nvpmodel did not do it, or needs a reboot for it.
+            ModeRefused: it was not done, or needs a reboot.
         """
         if self.current() != mode:
             self._set(mode)
@@ -123,29 +109,11 @@ class ModeSwitch:
 
     def _set(self, mode: PowerMode) -> None:
         self._touched = True
-        try:
-            done = subprocess.run([*self._command, "-m", str(mode.number)], input="no\n", stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, text=True, errors="replace", timeout=_ANSWER_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise ModeRefused(mode, f"{PROGRAM} gave no answer within {_ANSWER_S:g} s") from error
-        if self.current() == mode and done.returncode == 0:
-            return
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        if any("reboot" in line.lower() for line in lines):
-            raise ModeRefused(mode, "it needs a reboot")
-        raise ModeRefused(mode, lines[-1] if lines else f"{PROGRAM} ended with code {done.returncode} and the board "
-                                                        "did not change")
-
-
-def _find_command() -> tuple[str, ...]:
-    """nvpmodel, through sudo unless this is root."""
-    found = {name: shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in (PROGRAM, "sudo")}
-    needed = (PROGRAM,) if os.geteuid() == 0 else ("sudo", PROGRAM)
-    for name in needed:
-        if found[name] is None:
-            raise EdgeAwqError(f"{name} is not installed here, so no power mode can be set",
-                               hint="in a container, run it on the board itself")
-    return tuple(str(found[name]) for name in needed)
+        reason = self._setter(mode)
+        if reason is None and self.current() != mode:
+            reason = "the board did not change"
+        if reason is not None:
+            raise ModeRefused(mode, reason)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -24,6 +24,8 @@ def show_tuning(tuning: Tuning, bounds: Bounds, original: str) -> Iterator[str]:
             yield f"invalid: {_mode(result)} {_tokens(result)}: {reason}"
     for reason in tuning.left_out:
         yield f"left out: {reason}"
+    for warning in tuning.meter_warnings:
+        yield f"meter: {warning}"
     for tokens in dict.fromkeys(map(_tokens, tuning.results)):
         yield _verdict(tokens, [result for result in tuning.results if _tokens(result) == tokens], bounds)
     yield f"The power mode is {original} again."

@@ -12,7 +12,8 @@ from edge_awq.bench.results import Result
 from edge_awq.errors import EdgeAwqError
 from edge_awq.progress import Progress
 from edge_awq.runner.board import BoardState, clocks
-from edge_awq.tune.nvpmodel import ModeRefused, ModeSwitch, PowerMode
+from edge_awq.tune.nvpmodel import ModeRefused, ModeSwitch
+from edge_awq.tune.setters import PowerMode
 
 SETTLE_S = 5.0
 _LONGEST_SETTLE_S = 30.0
@@ -20,10 +21,11 @@ _LONGEST_SETTLE_S = 30.0
 
 @dataclass
 class Tuning:
-    """Results, whose provenance names the mode, and what was left out and why."""
+    """Results, whose provenance names the mode, what was left out and why, and what the meter warned of."""
 
     results: list[Result] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    meter_warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def tune(prepared: Prepared, switch: ModeSwitch, modes: Sequence[PowerMode], pro
             else:
                 tuning.results += outcome.results
                 tuning.left_out += [f"{mode.name}: {reason}" for reason in outcome.left_out]
+                known = tuning.meter_warnings  # the same meter says the same in every mode
+                known += [warning for warning in outcome.meter_warnings if warning not in known]
             if tuning.results:
                 keep(tuning)
     for _, text in BoardState.now(root).changed_since(before):

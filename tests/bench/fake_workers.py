@@ -3,7 +3,7 @@
 from edge_awq.bench.measure import Bench, Entry, Settings, Subject
 from edge_awq.bench.protocols import PROTOCOLS
 from edge_awq.bench.worker import Candidate, EngineEnded, Sample
-from edge_awq.power.base import Reading, Source, Total
+from edge_awq.power.base import MeterChoice, Reading, Source, Total
 from edge_awq.power.energy import NO_SOURCE, PhaseEnergy, phase_energy
 from edge_awq.progress import Quiet
 
@@ -53,7 +53,7 @@ class ScriptedWorker:
 class NoMeter:
     """Measures nothing, as --meter none."""
 
-    source = None
+    source, choice, warnings = None, MeterChoice("none"), ()
 
     def ready(self):
         return None

@@ -53,7 +53,8 @@ def test_too_few_samples_are_no_energy_and_an_invalid_run(tmp_path):
     meter = SteadyMeter(clock, interval_s=0.1)
     (result,) = bench(worker, meter, tmp_path, repeats=1).measure([entry()]).results
     assert result.j_per_token is None and result.j_per_token_problem == "phase_too_short"
-    assert result.invalid_reasons == ("decode: 2 samples by rapl, no energy (phase_too_short)",)
+    assert result.invalid_reasons == ("decode: 2 samples by rapl, no energy (phase_too_short: 10 are needed, so more "
+                                      "--repeats or a shorter --meter-interval)",)
 
 
 def test_throttling_that_the_meter_sees_is_invalid(tmp_path):

@@ -1,11 +1,21 @@
 """What is slower by more than the noise, and what cannot be compared."""
 
+from pathlib import Path
+
 import pytest
 from made_results import AGX
 from made_results import result as made
 
-from edge_awq.bench.compare import FASTER, NOT_COMPARED, REGRESSION, SAME, compare_one, compare_with
-from edge_awq.bench.results import write_results
+from edge_awq.bench.compare import (
+    FASTER,
+    NOT_COMPARED,
+    REGRESSION,
+    SAME,
+    check_any_compared,
+    compare_one,
+    compare_with,
+)
+from edge_awq.bench.results import Provenance, write_results
 from edge_awq.errors import EdgeAwqError
 
 
@@ -40,6 +50,30 @@ def test_invalid_runs_are_no_ground_for_a_verdict():
     for new, old in ((bad, result()), (result(), bad)):
         assert compare_one(new, old).verdict == NOT_COMPARED
     assert compare_one(bad, result()).reason == "the new run is invalid: throttled"
+
+
+def measured(j_per_token, tok_s=40.0, scope="module"):
+    where = Provenance("2026-01-01T00:00:00Z", "0.1.0", power_mode="MAXN", power_scope=scope, power_rails=("VDD_IN",))
+    return result(tok_s_median=tok_s, tok_s_mad=0.0, j_per_token=j_per_token, provenance=where)
+
+
+@pytest.mark.parametrize(("new", "expected"), [
+    (measured(0.519), SAME), (measured(0.521), REGRESSION),  # 2 % of the rate and 2 % of two meters: 0.5 + 0.02
+    (measured(0.521, tok_s=60.0), REGRESSION), (measured(0.4), SAME), (measured(0.4, tok_s=60.0), FASTER),
+    (measured(0.9, scope="gpu-board"), SAME), (measured(None), SAME),
+])
+def test_more_joules_per_token_are_a_regression_where_they_are_of_the_same_rails(new, expected):
+    found = compare_one(new, measured(0.5))
+    assert found.verdict == expected
+    assert (found.reason == "more joules per token") == (expected == REGRESSION)
+    assert (found.noise_j is None) == (new.j_per_token is None or new.provenance.power_scope != "module")
+
+
+def test_no_verdict_at_all_is_no_pass():
+    bad = result(valid=False, invalid_reasons=("throttled",))
+    with pytest.raises(EdgeAwqError, match=r"a\.json: nothing could be compared: the new run is invalid: throttled"):
+        check_any_compared(Path("a.json"), [compare_one(bad, result())])
+    check_any_compared(Path("a.json"), [compare_one(bad, result()), compare_one(result(), result())])
 
 
 def test_pairs_are_of_the_same_work(tmp_path):

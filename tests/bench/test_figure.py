@@ -1,16 +1,20 @@
 """The figure: what each slot shows, what cannot stand in it, and labels that do not overlap."""
 
+import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib", reason="pip install 'edge-awq[plot]'")
 from made_results import AGX, CPU, H200, stored
-from matplotlib.colors import to_hex
+from made_runs import make_run
+from matplotlib.colors import to_hex, to_rgb
 
 from edge_awq.bench.curves import context_curves
 from edge_awq.bench.panels import make_panels
-from edge_awq.bench.plots import COLORS, draw_context, draw_figure, plotting
+from edge_awq.bench.plots import COLORS, LINES, PHASES, draw_context, draw_figure, draw_power, plotting
+from edge_awq.bench.runs import read_run
 from edge_awq.bench.tables import FIGURE_HEAD, figure_rows
 from edge_awq.errors import EdgeAwqError
 from edge_awq.plan.figure import read_figure
@@ -104,14 +108,46 @@ def test_bars_are_as_high_as_what_they_show(pyplot):
     assert hatched and all(to_hex(patch.get_facecolor()) == "#ffffff" for patch in hatched)
 
 
-def test_colours_stay_apart_without_hue():
-    """Grey levels by Rec. 709 weights on linear light: bars of a group differ for every kind of colour vision."""
-    def lightness(color):
-        parts = [int(color[i:i + 2], 16) / 255 for i in (1, 3, 5)]
-        return sum(w * p ** 2.2 for w, p in zip((0.2126, 0.7152, 0.0722), parts, strict=True)) ** (1 / 3)
+# Linear sRGB as people without one kind of cone see it: Machado, Oliveira and Fernandes 2009, severity 1.
+VISIONS = {
+    "usual": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 
-    own_fp16, own_w4a16 = lightness(COLORS["own_fp16"]), lightness(COLORS["awq_w4a16"])
-    assert own_fp16 - own_w4a16 > 0.1
+
+def lab(color, vision):
+    """CIE L*a*b* under D65."""
+    code = np.array(to_rgb(color))
+    linear = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4)
+    xyz = TO_XYZ @ np.clip(np.array(vision) @ linear, 0, 1) / TO_XYZ.sum(axis=1)
+    x, y, z = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+@pytest.mark.parametrize(("colors", "apart"), [(COLORS.values(), 25), (PHASES.values(), 10), (LINES, 15)],
+                         ids=["bars", "phases", "lines"])
+def test_colours_stay_apart_for_every_kind_of_colour_vision(colors, apart, vision):
+    """In CIE76, where about 2.3 is just seen. Phases stand beside one another in order, lines have markers too."""
+    for one, other in itertools.combinations(colors, 2):
+        assert np.linalg.norm(lab(one, VISIONS[vision]) - lab(other, VISIONS[vision])) > apart, (one, other)
+
+
+def test_out_of_memory_is_marked_and_the_papers_is_told_from_ours(pyplot):
+    axis = draw_figure(make_panels(FULL)).axes[1]
+    marks = [(round(text.get_position()[0]), text.get_weight()) for text in axis.texts if text.get_text() == "OOM"]
+    assert marks == [(1, "normal"), (1, "normal"), (3, "bold"), (3, "normal")]  # Llama-2-13B, MPT-30B
+
+
+def test_a_rail_that_is_the_total_is_drawn_once(pyplot, tmp_path):
+    run = read_run(make_run(tmp_path))
+    labels = [line.get_label() for line in draw_power(run).axes[0].lines]
+    assert labels == ["total (module)"]
+    other = dataclasses.replace(run, rails_w={**run.rails_w, "VDD_SOC": (1.0, None, 2.0)})
+    assert [line.get_label() for line in draw_power(other).axes[0].lines] == ["total (module)", "VDD_SOC"]
 
 
 def test_rows_keep_measured_and_predicted_apart():

@@ -1,6 +1,7 @@
 """Meters and run logs through the command line, over a sensor tree."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from models import assert_refused, command, make_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "power"))
-from trees import Board, add_battery, write
+from trees import Board, add_battery, add_rapl, write
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,45 @@ def test_auto_on_a_jetson_goes_on_without_jetson_stats(bundle, nano):
     assert command("log", "export", run).out.startswith("| rep |")
     assert command("log", "export", run, "--format", "csv").out.startswith("rep,")
     assert json.loads(command("log", "export", run, "--format", "llama-bench").out)[1]["n_gen"] == 199
+
+
+def locked(root):
+    """A processor's counter that this user may not read; root may read everything, but no link to nowhere."""
+    counter = add_rapl(root, {"package-0": 0}) / "intel-rapl:0/energy_uj"
+    if os.getuid() != 0:
+        counter.chmod(0)
+    else:
+        counter.unlink()
+        counter.symlink_to(root / "nowhere")
+    return root
+
+
+@pytest.mark.parametrize("verb", ["run", "bench"])
+def test_a_counter_that_may_not_be_read(bundle, tmp_path, verb):
+    root, prompt = locked(tmp_path), ("-p", "The fox") if verb == "run" else ()
+    named = command(verb, bundle, *prompt, "--meter-root", root, "--meter", "rapl")
+    assert_refused(named, "energy_uj may not be read", "70-rapl.rules", "chgrp power")
+    auto = command(verb, bundle, *prompt, "--meter-root", root, "--meter", "auto")
+    assert auto.code == 0 and "energy_uj may not be read" in auto.out + auto.err
+
+
+def test_a_run_has_its_idle_phase_and_text_only_for_those_who_ask(bundle, nano):
+    for number, more in enumerate(((), ("--log-text",))):
+        done = measure(bundle, nano, "--meter", "ina3221", "--meter-interval", 0.01, "--meter-idle", 0.3,
+                       "--log", nano / f"runs{number}", *more)
+        assert done.code == 0, done.err
+        (run,) = (nano / f"runs{number}").iterdir()
+        events = [json.loads(line) for line in (run / "run.jsonl").read_text().splitlines()]
+        phases = {event["name"]: event for event in events if event["event"] == "phase"}
+        assert list(phases) == ["load", "idle", "prefill", "decode"]
+        assert phases["idle"]["t_end_ns"] - phases["idle"]["t_start_ns"] >= 0.3e9
+        assert phases["load"]["t_end_ns"] <= phases["idle"]["t_start_ns"]
+        assert phases["idle"]["t_end_ns"] <= phases["prefill"]["t_start_ns"]
+        texts = [event for event in events if event["event"] == "text"]
+        assert [event["prompt"] for event in texts] == (["The fox"] if more else [])
+        assert not texts or done.out.startswith(texts[0]["answer"])
+        assert command("log", "show", run).code == 0
+    assert measure(bundle, nano, "--log-text").code == 2
 
 
 @pytest.mark.parametrize("meter, words", [

@@ -147,6 +147,17 @@ def test_an_energy_counter_decides_phases_that_are_long_enough():
     assert short.method == "trapezoid" and short.energy_j == pytest.approx(2 * 0.98)
 
 
+@given(st.floats(0.0, 0.099), st.floats(1.2, 3.0), st.floats(1.0, 40.0))
+def test_a_counter_is_exact_where_power_jumps_with_the_phase(offset_s, length_s, step_w):
+    def joules(t):
+        return 5 * t + step_w * min(max(t - 1, 0), length_s)
+
+    times_s = [offset_s + index * 0.1 for index in range(60)]
+    readings = [Reading(*span(t, t), (1000,), counter_j=joules(t)) for t in times_s]
+    energy = phase_energy(COUNTER, readings, [span(1, 1 + length_s)])
+    assert energy.method == "counter" and energy.energy_j == pytest.approx((5 + step_w) * length_s, rel=1e-6)
+
+
 def test_source_and_reading_travel_as_json():
     import dataclasses
     import json

@@ -9,31 +9,23 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from real_jtop import VERSIONS, python_of, service
 from trees import BOARDS, SCOPES, TOTALS, Board
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.base import MeterChoice
 from edge_awq.power.monitor import start_meter
 
-HERE = Path(__file__).parent
-ENVIRONMENTS = HERE.parents[1] / ".cache/jtop"
 IDLE_W, PREFILL_W, DECODE_W = 5, 20, 12
 # (watts, seconds): a prefill is repeated until it has samples enough, off the sampler's beat.
 TRACE = [*[(IDLE_W, 0.53), (PREFILL_W, 0.4)] * 4, (DECODE_W, 3.0), (IDLE_W, 0.3)]
 
 
-def python_of(version):
-    path = ENVIRONMENTS / version / "bin/python"
-    if not path.exists():
-        pytest.skip(f"jetson-stats {version} is not there; run scripts/jtop_environments")
-    return str(path)
-
-
-@pytest.fixture(params=["7.2.2", "4.3.2"])
+@pytest.fixture(params=VERSIONS)
 def version(request):
     python_of(request.param)
     return request.param
@@ -42,21 +34,8 @@ def version(request):
 @pytest.fixture
 def serve(tmp_path):
     """Start the service over a board's tree; all its processes end with the test."""
-    started = []
-
-    def start(version, i2c_folder):
-        socket = tmp_path / "jtop.sock"
-        with (tmp_path / "server.log").open("w") as log:
-            command = [python_of(version), HERE / "jtop_server.py", i2c_folder, socket]
-            server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
-        started.append(server)
-        assert server.stdout.readline() == "ready\n", (tmp_path / "server.log").read_text()
-        return server
-
-    yield start
-    for server in started:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.communicate()
+    with ExitStack() as running:
+        yield lambda version, i2c: running.enter_context(service(version, i2c, tmp_path / "jtop.sock"))
 
 
 @pytest.fixture

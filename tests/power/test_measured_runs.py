@@ -34,7 +34,9 @@ def measured(tmp_path_factory):
     write(root / "var/lib/nvpmodel/status", "pmode:0002 fmode:quiet")
     write(root / "etc/nvpmodel.conf", "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=2 NAME=MODE_15W >")
     with start(root) as meter:
-        meter.measure_idle(0.4)
+        assert meter.idle_span is None
+        idle_w = meter.measure_idle(0.4)
+        assert meter.idle_span[1] - meter.idle_span[0] >= 4 * 10**8 and idle_w == pytest.approx(12)
         with RunLog(root / "runs", {"model": {"name": "tiny", "family": "llama", "precision": "w4a16"}},
                     meter=meter) as log:
             seen = list(log.record(tokens(), prompt_tokens=8))
@@ -112,7 +114,9 @@ def test_the_last_line_says_it_all(measured):
     line = speed_line(summary, energy, 102.4)
     assert "0.82 J/token (module)" in line and "1.22 tok/s per W" in line
     assert "% of the memory roof" in line and "prompt tokens at" in line
-    assert "energy not measured" in speed_line(summary, RequestEnergy(), None)
+    assert "energy not measured, memory" in speed_line(summary, RequestEnergy(), None)
+    refused = RequestEnergy(refusal="rapl: energy_uj may not be read")
+    assert "energy not measured (rapl: energy_uj may not be read), memory" in speed_line(summary, refused, None)
     assert "memory roof not known" in speed_line(summary, RequestEnergy(), None)
     short = RequestEnergy(meter="jtop", samples_decode=4, decode_problem="phase_too_short")
     assert "not measured (4 samples, 10 are needed" in speed_line(summary, short, None)

@@ -16,8 +16,16 @@ WATTS_TO_MA = 200  # at the tree's 5 V
 
 NVPMODEL = """#!/bin/sh
 board={root}
-echo "$@" >> $board/calls
-[ "$1" = -m ] || exit 1
+case $1 in
+-q) mode=$(sed 's/pmode:0*\\([0-9]*[0-9]\\).*/\\1/' $board/var/lib/nvpmodel/status)
+    echo "NV Power Mode: $(sed -n "s/.*ID=$mode NAME=\\([^ ]*\\).*/\\1/p" $board/etc/nvpmodel.conf)"
+    echo $mode; exit ;;
+-p) sed -n 's/.*POWER_MODEL ID=\\([0-9]*\\) NAME=\\([^ ]*\\).*/NVPM VERB: POWER_MODEL: ID=\\1 NAME=\\2/p' \\
+        $board/etc/nvpmodel.conf
+    echo 'NVPM VERB: PM_CONFIG: DEFAULT=15W(2)'; exit ;;
+-m) echo "$@" >> $board/calls ;;
+*) exit 1 ;;
+esac
 put() {{ printf '%s\\n' "$2" > "$1.new" && mv "$1.new" "$1"; }}
 if [ -e $board/stuck ]; then echo 'NVPM ERROR: failed to set power mode!'; exit 255; fi
 case $2 in
@@ -25,7 +33,7 @@ case $2 in
 3) echo 'NVPM WARN: Golden image context is already created'
    echo "NVPM WARN: Reboot required for changing to this power mode: $2"
    echo 'NVPM WARN: DO YOU WANT TO REBOOT NOW? enter YES/yes to confirm:'
-   read answer; [ "$answer" = no ] || touch $board/rebooted
+   read answer; case $answer in YES|yes) touch $board/rebooted ;; esac
    exit 0 ;;
 *) echo 'NVPM VERB: parsing done'; echo 'NVPM ERROR: Error writing 0 to max_freq: 13'; exit 255 ;;
 esac
