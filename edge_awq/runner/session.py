@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +31,7 @@ from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.metrics import RunSummary, summarize, weight_bytes_per_token
 from edge_awq.runner.prefix import PrefixEngine
 from edge_awq.runner.runlog import RunLog
-from edge_awq.runner.sampling import SamplingSettings
+from edge_awq.runner.sampling import SamplingSettings, check_setting
 from edge_awq.runner.vocabulary import Vocabulary, read_vocabulary
 from edge_awq.target import find_target
 from edge_awq.weights import read_layout
@@ -75,6 +76,7 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
         EdgeAwqError: not a bundle, damaged, or it cannot run here or with these values.
     """
     started_ns = time.monotonic_ns()
+    check_setting("lookup", lookup, Integral, lambda value: value >= 0, "0 for none, or a few tokens")
     bundle = Bundle.open(bundle_path)
     check_contract(bundle)
     manifest = bundle.manifest

@@ -1,6 +1,7 @@
 """The run log: exact times by a fake clock, what may not stand in it, and what a kill leaves."""
 
 import csv
+import errno
 import getpass
 import json
 import re
@@ -178,3 +179,19 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
 def test_two_runs_at_once_have_directories_of_their_own(tmp_path):
     with RunLog(tmp_path, {}) as one, RunLog(tmp_path, {}) as two:
         assert one.path != two.path
+
+
+def test_a_full_disk_is_one_error_that_names_the_log(tmp_path):
+    class Full:
+        def write(self, line):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            pass
+
+    log = RunLog(tmp_path, {})
+    log._file.close()
+    log._file = Full()
+    with pytest.raises(EdgeAwqError, match=r"run\.jsonl: the run log cannot be written \(No space left") as caught:
+        log.event("phase")
+    assert "free space" in caught.value.hint
