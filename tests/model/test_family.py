@@ -51,6 +51,13 @@ MISTAKES = {
     "fold-linear": ('linears = ["down"]', 'linears = ["lower"]', "[[fold]]: linears = 'lower' is not known"),
     "outer-name": ('head       = "lm_head"', 'top = "lm_head"', "[names] has unknown keys: top"),
     "syntax": ("[names]", "[names", "not valid TOML"),
+    "types-no-list": ('model_types = ["mpt"]', 'model_types = "mpt"', "model_types = 'mpt', a list is expected"),
+    "name-no-text": ('name        = "mpt"', "name = 7", "name = 7, a text is expected"),
+    "size-no-text": ('"n_layers"', "24", "config.num_layers = 24, a text is expected"),
+    "fused-no-list": ('into = ["q", "k", "v"]', 'into = "qkv"', "[block] qkv: into = 'qkv', a list is expected"),
+    "fused-no-name": ('{ from = "attn.Wqkv"', "{ from = 1", "[block] qkv: from = 1"),
+    "fold-no-list": ('linears = ["down"]', 'linears = "down"', "linears = 'down', a list is expected"),
+    "no-table": ('name        = "mpt"', 'name = "mpt"\nmatch = 3', "[match] = 3, a table is expected"),
 }
 
 
