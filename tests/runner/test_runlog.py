@@ -16,6 +16,7 @@ import pytest
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.generate import Token
+from edge_awq.runner.logread import read_run
 from edge_awq.runner.metrics import summarize
 from edge_awq.runner.runlog import RunLog
 
@@ -195,3 +196,20 @@ def test_a_full_disk_is_one_error_that_names_the_log(tmp_path):
     with pytest.raises(EdgeAwqError, match=r"run\.jsonl: the run log cannot be written \(No space left") as caught:
         log.event("phase")
     assert "free space" in caught.value.hint
+
+
+@pytest.mark.parametrize(("kind", "change"), [("request", {"energy": None}), ("request", {"power": {}}),
+                                              ("request", {"rep": ...}), ("summary", {"valid": ...})])
+def test_an_event_that_lacks_something_is_damage(written, kind, change):
+    (name, value), = change.items()
+    events = read(written)
+    for event in events:
+        if event["event"] == kind:
+            event.update(change)
+            if value is ...:
+                del event[name]
+    events.append({"event": "warning", "code": "x", "text": "so that it is not the last line, which a kill may cut"})
+    (written.path / "run.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    with pytest.raises(EdgeAwqError, match=r"run\.jsonl: line \d is damaged") as caught:
+        read_run(written.path)
+    assert "copy the run directory again" in caught.value.hint
