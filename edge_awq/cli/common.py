@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ def check_new_file(path: Path | None) -> None:
     """A file can be written at ``path``: what is wrong with it is known before anything long begins.
 
     Raises:
-        EdgeAwqError: it is a folder, or it is to lie in none.
+        EdgeAwqError: it is a folder, or it is to lie in none, or in one that may not be written to.
     """
     if path is None:
         return
@@ -39,6 +40,8 @@ def check_new_file(path: Path | None) -> None:
         raise EdgeAwqError(f"{path} is a folder", hint="give the name of a file with -o")
     if not path.parent.is_dir():
         raise EdgeAwqError(f"{path}: there is no folder {path.parent}", hint="make it first, or choose another with -o")
+    if not os.access(path.parent, os.W_OK):
+        raise EdgeAwqError(f"{path}: you may not write to the folder {path.parent}", hint="choose another with -o")
 
 
 def progress() -> Progress:
