@@ -72,12 +72,12 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
         read_results(compare)  # what is wrong with it is known before anything long begins
     bars = progress()
     outcome = run_bench(request_from_options(bundles, bars, **options), bars)
+    if output is not None:
+        write_results(output, outcome.results, outcome.left_out)
     lines = [results_json(outcome.results, outcome.left_out)] if as_json else show_results(
         outcome.results, outcome.left_out)
     for line in lines:
         click.echo(line)
-    if output is not None:  # after they were shown: a disk that is full loses nothing
-        write_results(output, outcome.results, outcome.left_out)
     if compare is not None:
         comparisons = compare_with(compare, outcome.results)
         for line in show_comparison(comparisons):
@@ -113,9 +113,9 @@ def tune(bundle: Path, **options: Any) -> None:
     from edge_awq.tune.tune import tune as tune_modes
 
     names, output, yes, settle_s = (options.pop(name) for name in ("modes", "output", "yes", "settle"))
-    check_new_file(output)
     bounds = Bounds(options.pop("min_tokens_per_s"), options.pop("max_temperature"))
     bars = progress()
+    check_new_file(output)
     prepared = prepare(request_from_options((bundle,), bars, **options))
     switch = ModeSwitch(prepared.settings.root)
     modes = switch.modes if names is None else switch.find([name.strip() for name in names.split(",")])

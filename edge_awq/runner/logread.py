@@ -12,14 +12,6 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.powerlog import POWER
 from edge_awq.runner.runlog import LOG, SCHEMA
 
-# What readers take from an event, and from the tables in it, without asking whether it is there.
-_NEEDED = {
-    "request": ("rep", "n_prompt", "n_gen", "prefill_tok_s", "decode_tok_s", "ttft_ms"),
-    "warning": ("code", "text"),
-    "summary": ("valid", "invalid_reasons"),
-}
-_NEEDED_TABLES = {"request": {"energy": ("prefill_j", "decode_j", "mj_per_gen_tok", "tok_per_j", "total_scope"),
-                              "power": ("mean_w",)}}
 _WHERE = "edge-awq run BUNDLE --log DIR writes one folder per run below DIR"
 
 
@@ -85,6 +77,16 @@ def _parse(file: Path, lines: list[str]) -> tuple[list[dict[str, Any]], bool]:
             raise EdgeAwqError(f"{file}: line {number} is damaged ({type(error).__name__})",
                                hint="copy the run directory again from where it was written") from error
     return events, False
+
+
+# What readers take from an event, and from the tables in it, without asking whether it is there.
+_NEEDED = {
+    "request": ("rep", "n_prompt", "n_gen", "prefill_tok_s", "decode_tok_s", "ttft_ms"),
+    "warning": ("code", "text"),
+    "summary": ("valid", "invalid_reasons"),
+}
+_NEEDED_TABLES = {"request": {"energy": ("prefill_j", "decode_j", "mj_per_gen_tok", "tok_per_j", "total_scope"),
+                              "power": ("mean_w",)}}
 
 
 def _check_event(event: Any) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edge_awq.bundle import ENGINES, MANIFEST, Bundle, Manifest, hash_file
-from edge_awq.engine import CPU_RUNTIMES, check_contract, load_runtime
+from edge_awq.engine import CPU_RUNTIMES, load_runtime
 from edge_awq.engine.base import Engine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.monitor import Monitor
@@ -78,7 +78,7 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
     started_ns = time.monotonic_ns()
     check_setting("lookup", lookup, Integral, lambda value: value >= 0, "0 for none, or a few tokens")
     bundle = Bundle.open(bundle_path)
-    check_contract(bundle)
+    bundle.check_contract()
     manifest = bundle.manifest
     vocabulary = read_vocabulary(bundle.path)
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_awq.bundle import Bundle
-from edge_awq.engine import check_contract
 from edge_awq.errors import EdgeAwqError
 from edge_awq.progress import Progress, Quiet
 
@@ -34,7 +33,7 @@ def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool =
     from edge_awq.engine.trt.cuda import open_cuda
 
     bundle = Bundle.open(folder)
-    check_contract(bundle)
+    bundle.check_contract()
     cuda = open_cuda()
     try:
         return _compile(bundle, cuda, progress or Quiet(), weights_inside, fresh)[2]
