@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from edge_awq.progress import Progress
 
 
+def progress() -> Progress:
+    """A bar on a terminal, lines where standard error is piped."""
+    from edge_awq.progress import Bars, Lines
+
+    return Bars() if sys.stderr.isatty() else Lines(partial(click.echo, err=True))
+
+
 class Finite(click.FloatRange):
     """A number, from ``min`` on where that is given, and neither infinite nor "nan"."""
 
@@ -42,10 +49,3 @@ def check_new_file(path: Path | None) -> None:
         raise EdgeAwqError(f"{path}: there is no folder {path.parent}", hint="make it first, or choose another with -o")
     if not os.access(path.parent, os.W_OK):
         raise EdgeAwqError(f"{path}: you may not write to the folder {path.parent}", hint="choose another with -o")
-
-
-def progress() -> Progress:
-    """A bar on a terminal, lines where standard error is piped."""
-    from edge_awq.progress import Bars, Lines
-
-    return Bars() if sys.stderr.isatty() else Lines(partial(click.echo, err=True))

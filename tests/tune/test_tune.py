@@ -47,7 +47,7 @@ def test_every_mode_is_measured_and_the_first_one_set_again(bundle, board, tmp_p
         assert one.valid, one.invalid_reasons
         assert one.mean_w == pytest.approx(WATTS[name]) and one.idle_w == pytest.approx(WATTS[name])
         assert one.temp_max_c == TEMP_C[name] and one.tok_s_median > 0
-        assert one.j_per_token > 0  # watts over the mean step; the median alone is in the results
+        assert one.j_per_token > 0  # of the mean step, while the rate is of the median one; see tests/bench/test_joules
     assert board.mode == MODES["MAXN"] and not (board.root / "rebooted").exists()
     assert board.calls == ["-m 1", "-m 2", "-m 3", "-m 4", "-m 0"]  # MAXN was set already
     assert "left out: REBOOT: it needs a reboot" in done.out
