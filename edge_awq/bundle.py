@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.toml import from_table
 
 SCHEMA = 1
@@ -117,6 +118,17 @@ class Bundle:
             if hash_file(self.path / name) != entry["sha256"]:
                 raise EdgeAwqError(f"{self.path / name} is damaged: its sha256 is not the manifest's", hint=BUILD_AGAIN)
 
+    def check_contract(self) -> None:
+        """The graph's ops mean what they mean here; only what runs or compiles it needs that.
+
+        Raises:
+            EdgeAwqError: a version of edge-awq built it whose ops are others.
+        """
+        theirs = self.manifest.contract_version
+        if theirs != CONTRACT_VERSION:
+            raise EdgeAwqError(f"{self.path} was built with op contract {theirs}, this edge-awq has {CONTRACT_VERSION}",
+                               hint=UPDATE if theirs > CONTRACT_VERSION else "build it again with this version")
+
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
@@ -175,8 +187,10 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say which file it had no room for
         raise
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.metadata
+import json
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from edge_awq import __version__
-from edge_awq.bundle import CONFIG, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, hash_file
+from edge_awq.bundle import CONFIG, GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, hash_file, write_text
 from edge_awq.engine import LATER, ON_DEVICE, load_runtime
 from edge_awq.errors import EdgeAwqError
 from edge_awq.export.graph import build_graph
@@ -124,8 +125,14 @@ def _inputs(plan: _Plan) -> dict[str, Any]:
 
 def _calibrate(plan: _Plan, work: Workspace, progress: Progress) -> Calibration:
     """The calibration tokens, drawn once and kept for a build that goes on later."""
+    kept = work.kept("calibration.json")
+    if kept.is_file():
+        table = json.loads(kept.read_text(encoding="utf-8"))
+        return Calibration(torch.tensor(table["ids"]), table["source"], table["note"])
     tokenizer = Tokenizer.from_file(str(work.folder / "tokenizer.json"))
-    calibration = calibrate(plan.decoder, tokenizer, CalibrationSpec(plan.request.calibration or BUILT_IN))
+    spec = CalibrationSpec(plan.request.calibration or BUILT_IN)
+    calibration = calibrate(plan.decoder, tokenizer, spec, progress)
+    write_text(kept, json.dumps({**vars(calibration), "ids": calibration.ids.tolist()}))
     if calibration.note:
         progress.note(f"calibration: {calibration.note}")
     return calibration

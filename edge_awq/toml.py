@@ -22,6 +22,8 @@ def load_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; a syntax error names the file and the place."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise EdgeAwqError(f"{path}: not UTF-8 text ({error.reason})", hint="convert the file to UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise EdgeAwqError(f"{path}: not valid TOML: {error}", hint="correct the line it names") from error
 

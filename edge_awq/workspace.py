@@ -18,6 +18,7 @@ from edge_awq.bundle import MANIFEST, Bundle, Manifest, seal, write_text
 from edge_awq.errors import EdgeAwqError
 
 _JOURNAL = "build.json"
+_KEPT = "kept-"  # begins the names of files for builds that go on, which the bundle does not get
 
 
 @dataclass(frozen=True)
@@ -124,13 +125,17 @@ class Workspace:
         if before.carried not in (None, carried):
             (self.folder / before.carried).unlink(missing_ok=True)
 
+    def kept(self, name: str) -> Path:
+        """Where a file lies that a build which goes on later finds again, and the bundle does not get."""
+        return self.folder / f"{_KEPT}{name}"
+
     def carried(self) -> Path | None:
         """What the last unit left for the next."""
         return None if self.journal.carried is None else self.folder / self.journal.carried
 
     def seal(self, manifest: Manifest) -> Bundle:
         """Turn the folder into the final bundle."""
-        for leftover in (self.carried(), self.folder / _JOURNAL):
+        for leftover in (self.carried(), self.folder / _JOURNAL, *self.folder.glob(f"{_KEPT}*")):
             if leftover is not None:
                 leftover.unlink(missing_ok=True)
         return seal(self.folder, manifest, self.final)

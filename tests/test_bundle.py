@@ -1,11 +1,12 @@
 """The bundle: what is refused, by name, before anything runs."""
 
 import dataclasses
+import errno
 import json
 
 import pytest
 
-from edge_awq.bundle import MANIFEST, SCHEMA, Bundle, Manifest, seal
+from edge_awq.bundle import MANIFEST, SCHEMA, Bundle, Manifest, seal, write_text
 from edge_awq.errors import EdgeAwqError
 
 MANIFEST_OF_TEST = Manifest(
@@ -92,3 +93,15 @@ def test_manifest_that_is_not_one(bundle, content):
 def test_folder_that_is_no_bundle(tmp_path):
     with pytest.raises(EdgeAwqError, match="is not a bundle"):
         Bundle.open(tmp_path)
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_text(tmp_path / "r.json", "old")
+    monkeypatch.setattr("edge_awq.bundle.os.fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(tmp_path / "r.json", "new")
+    assert caught.value.filename == str(tmp_path / "r.json")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("r.json", "old")]

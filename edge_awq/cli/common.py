@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,13 @@ from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
     from edge_awq.progress import Progress
+
+
+def progress() -> Progress:
+    """A bar on a terminal, lines where standard error is piped."""
+    from edge_awq.progress import Bars, Lines
+
+    return Bars() if sys.stderr.isatty() else Lines(partial(click.echo, err=True))
 
 
 class Finite(click.FloatRange):
@@ -31,7 +39,7 @@ def check_new_file(path: Path | None) -> None:
     """A file can be written at ``path``: what is wrong with it is known before anything long begins.
 
     Raises:
-        EdgeAwqError: it is a folder, or it is to lie in none.
+        EdgeAwqError: it is a folder, or it is to lie in none, or in one that may not be written to.
     """
     if path is None:
         return
@@ -39,15 +47,10 @@ def check_new_file(path: Path | None) -> None:
         raise EdgeAwqError(f"{path} is a folder", hint="give the name of a file with -o")
     if not path.parent.is_dir():
         raise EdgeAwqError(f"{path}: there is no folder {path.parent}", hint="make it first, or choose another with -o")
+    if not os.access(path.parent, os.W_OK):
+        raise EdgeAwqError(f"{path}: you may not write to the folder {path.parent}", hint="choose another with -o")
 
 
 def to_int(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """A choice of numbers as a number."""
     return None if value is None else int(value)
-
-
-def progress() -> Progress:
-    """A bar on a terminal, lines where standard error is piped."""
-    from edge_awq.progress import Bars, Lines
-
-    return Bars() if sys.stderr.isatty() else Lines(partial(click.echo, err=True))

@@ -115,9 +115,9 @@ def tune(bundle: Path, **options: Any) -> None:
     from edge_awq.tune.tune import tune as tune_modes
 
     names, output, yes, settle_s, way = (options.pop(name) for name in ("modes", "output", "yes", "settle", "set_by"))
-    check_new_file(output)
     bounds = Bounds(options.pop("min_tokens_per_s"), options.pop("max_temperature"))
     bars = progress()
+    check_new_file(output)
     prepared = prepare(request_from_options((bundle,), bars, **options))
     switch = ModeSwitch(prepared.settings.root, find_setter(way))
     modes = switch.modes if names is None else switch.find([name.strip() for name in names.split(",")])

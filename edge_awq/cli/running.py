@@ -61,8 +61,7 @@ PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard
 def run(bundle: Path, **options: Any) -> None:
     """Run BUNDLE on a prompt and stream what it writes; speed goes to standard error."""
     text = _read_prompt(options.pop("prompt"), options.pop("prompt_file"))
-    messages = _conversation(text, options.pop("system"), options.pop("chat"))
-    as_json, log, idle_s = (options.pop(name) for name in ("as_json", "log", "meter_idle"))
+    chat, as_json, log, idle_s = (options.pop(name) for name in ("chat", "as_json", "log", "meter_idle"))
     logged_prompt = text if options.pop("log_text") else None
     if logged_prompt is not None and log is None:
         raise click.UsageError("--log-text needs --log")
@@ -70,6 +69,7 @@ def run(bundle: Path, **options: Any) -> None:
         if options["temperature"] is not None:
             raise click.UsageError("--greedy and --temperature exclude each other")
         options["temperature"] = 0.0
+    messages = _conversation(text, options.pop("system"), chat)
     from edge_awq.power.monitor import start_meter
     from edge_awq.runner.one_line import speed_line
     from edge_awq.runner.session import load

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from edge_awq.bundle import UPDATE, Bundle
 from edge_awq.errors import EdgeAwqError
-from edge_awq.export.ops import CONTRACT_VERSION
 
 # Kind of runtime, as a target's profile names it -> package that offers ``compile_bundle`` and ``open_engine``.
 RUNTIMES = {"onnxruntime": "edge_awq.engine.ort", "tensorrt": "edge_awq.engine.trt"}
@@ -15,18 +13,6 @@ CPU_RUNTIMES = {"onnxruntime"}  # the others' work is a GPU's
 # Kinds whose engines hold for one device: a build leaves a bundle without one, and the device compiles it.
 ON_DEVICE = {"tensorrt"}
 LATER = "its {kind} engine is compiled on the device: by edge-awq compile, or by the first edge-awq run"
-
-
-def check_contract(bundle: Bundle) -> None:
-    """A bundle's graph is written in ops that mean what they mean here.
-
-    Raises:
-        EdgeAwqError: it was built by a version of edge-awq whose ops are others.
-    """
-    theirs = bundle.manifest.contract_version
-    if theirs != CONTRACT_VERSION:
-        raise EdgeAwqError(f"{bundle.path} was built with op contract {theirs}, this edge-awq has {CONTRACT_VERSION}",
-                           hint=UPDATE if theirs > CONTRACT_VERSION else "build it again with this version")
 
 
 def load_runtime(kind: str) -> ModuleType:

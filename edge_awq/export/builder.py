@@ -8,11 +8,11 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
+from edge_awq.bundle import WEIGHTS
 from edge_awq.errors import EdgeAwqError
 from edge_awq.export.ops import DOMAIN, OPS, Op
 from edge_awq.weights import StoredTensor
 
-WEIGHTS_FILE = "weights.safetensors"
 STORED_TYPES = {"F32": TensorProto.FLOAT, "F16": TensorProto.FLOAT16, "U8": TensorProto.UINT8}
 BUILD_AGAIN = "build the bundle again"
 
@@ -73,7 +73,7 @@ class GraphBuilder:
             EdgeAwqError: the weights file has no such tensor.
         """
         if name not in self.layout:
-            raise EdgeAwqError(f"{WEIGHTS_FILE}: tensor '{name}' is missing", hint=BUILD_AGAIN)
+            raise EdgeAwqError(f"{WEIGHTS}: tensor '{name}' is missing", hint=BUILD_AGAIN)
         return self.layout[name].shape
 
     def weight(self, name: str, shape: tuple[int, ...], packed: bool = False) -> str:
@@ -86,13 +86,13 @@ class GraphBuilder:
         found = (*outer, width * 2 if packed else width)
         if found != shape:
             raise EdgeAwqError(
-                f"{WEIGHTS_FILE}: tensor '{name}' has shape {list(found)}, but the config says {list(shape)}",
+                f"{WEIGHTS}: tensor '{name}' has shape {list(found)}, but the config says {list(shape)}",
                 hint=BUILD_AGAIN,
             )
         stored = self.layout[name]
         element_type = TensorProto.UINT4 if packed else STORED_TYPES[stored.dtype]
         tensor = TensorProto(name=name, data_type=element_type, dims=shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", WEIGHTS_FILE), ("offset", stored.offset), ("length", stored.nbytes)):
+        for key, value in (("location", WEIGHTS), ("offset", stored.offset), ("length", stored.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
         self._initializers[name] = tensor
         return name

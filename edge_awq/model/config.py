@@ -237,7 +237,7 @@ def _head_size(reader: _Reader, hidden_size: int, num_heads: int) -> int:
 
 def _read_activation(reader: _Reader) -> str:
     name = reader.value("activation")
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise EdgeAwqError(f"config.json: activation '{name}' is not known",
                            hint=f"known: {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]
@@ -286,10 +286,14 @@ def _read_windows(raw: dict[str, Any], reader: _Reader, num_layers: int) -> tupl
                            hint="use null for no window")
     kinds = raw.get("layer_types")
     if kinds is not None:
-        if len(kinds) != num_layers:
-            raise EdgeAwqError(f"config.json: layer_types has {len(kinds)} entries for {num_layers} layers",
+        if not isinstance(kinds, list) or len(kinds) != num_layers:
+            raise EdgeAwqError(f"config.json: layer_types = {kinds!r}, {num_layers} entries are expected",
                                hint="download config.json again, or correct it")
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        windows = {"sliding_attention": window, "full_attention": None}
+        if unknown := [kind for kind in kinds if kind not in windows]:
+            raise EdgeAwqError(f"config.json: layer_types has '{unknown[0]}', which is not supported",
+                               hint=f"models with {' and '.join(windows)} work")
+        return tuple(windows[kind] for kind in kinds)
     if reader.value("window_pattern") is not None:
         pattern = reader.count("window_pattern")
         return tuple(window if (layer + 1) % pattern else None for layer in range(num_layers))

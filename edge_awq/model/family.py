@@ -10,7 +10,7 @@ from typing import Any
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.model.expression import lookup, parse_expression
-from edge_awq.toml import load_toml
+from edge_awq.toml import from_table, load_toml
 
 FOLDER = Path(__file__).parent / "families"
 
@@ -121,49 +121,56 @@ def _contradictions(conditions: Mapping[str, tuple[Any, ...]], raw: Mapping[str,
 
 
 def read_family(path: Path) -> Family:
-    """Read one family file; an unknown or missing key is an error that names it."""
+    """Read one family file; an unknown or missing key, or a value of another type, is an error that names it."""
     table: dict[str, Any] = load_toml(path)
     _check_keys(path, "the file", table, [entry.name for entry in fields(Family) if entry.name != "fused"],
                 [entry.name for entry in fields(Family)
                  if entry.default is MISSING and entry.default_factory is MISSING])
+    for name in ("config", "names", "block", "defaults", "match", "require"):
+        _check_table(path, f"[{name}]", table.get(name, {}))
     for word, choices in WORDS.items():
         _check_word(path, word, table[word], choices)
     block, fused = _read_block(path, table["block"])
-    folds = tuple(_read_fold(path, fold) for fold in table["fold"])
-    config = {name: tuple([entry] if isinstance(entry, str) else entry) for name, entry in table["config"].items()}
-    defaults = table.get("defaults", {})
-    _check_keys(path, "[config] and [defaults]", {**config, **defaults}, (*NEEDED, *OPTIONAL), NEEDED)
+    _check_keys(path, "[config] and [defaults]", {**table["config"], **table.get("defaults", {})}, (*NEEDED, *OPTIONAL),
+                NEEDED)
     _check_keys(path, "[names]", table["names"], OUTER, ("embed", "final_norm", "head"))
-    for entries in config.values():
-        for entry in entries:
-            parse_expression(entry, path.name)
-    conditions = {kind: {key: tuple(values) if isinstance(values, list) else (values,)
-                         for key, values in table.get(kind, {}).items()} for kind in ("match", "require")}
-    return Family(**{**table, **conditions, "model_types": tuple(table["model_types"]), "config": config,
-                     "block": block, "fused": fused, "fold": folds})
+    listed = {name: {key: entry if isinstance(entry, list) else [entry] for key, entry in table.get(name, {}).items()}
+              for name in ("config", "match", "require")}
+    family = from_table(Family, {**table, **listed, "block": block, "fused": fused}, path.name)
+    for fold in family.fold:
+        _check_word(path, "[[fold]]: source", fold.source, FOLD_SOURCES)
+        for linear in fold.linears:
+            _check_word(path, "[[fold]]: linears", linear, LINEARS)
+    for expressions in family.config.values():
+        for expression in expressions:
+            parse_expression(expression, path.name)
+    return family
 
 
-def _read_block(path: Path, table: dict[str, Any]) -> tuple[dict[str, str], dict[str, Fused]]:
-    """Canonical name -> module, and the modules that hold several."""
+def _read_block(path: Path, table: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Canonical name -> module, and the modules that hold several, as tables of Fused."""
     block, fused = {}, {}
     for name, entry in table.items():
         if isinstance(entry, str):
             block[name] = entry
             continue
+        _check_table(path, f"[block] {name}", entry)
         _check_keys(path, f"[block] {name}", entry, ("from", "into", "split"), ("from", "into", "split"))
         _check_word(path, f"[block] {name}: split", entry["split"], SPLITS)
-        fused[entry["from"]] = Fused(tuple(entry["into"]), entry["split"])
-        block |= dict.fromkeys(entry["into"], entry["from"])
+        if not isinstance(entry["from"], str):
+            raise EdgeAwqError(f"{path.name}: [block] {name}: from = {entry['from']!r}, a module's name is expected",
+                               hint="see edge_awq/model/families/mpt.toml")
+        parts = {"into": entry["into"], "split": entry["split"]}
+        block |= dict.fromkeys(from_table(Fused, parts, f"{path.name}: [block] {name}").into, entry["from"])
+        fused[entry["from"]] = parts
     _check_keys(path, "[block]", block, ("prefix", *NORMS, *LINEARS), ("prefix", "q", "k", "v", "o", "up", "down"))
     return block, fused
 
 
-def _read_fold(path: Path, table: dict[str, Any]) -> Fold:
-    _check_keys(path, "[[fold]]", table, ("source", "linears"), ("source", "linears"))
-    _check_word(path, "[[fold]]: source", table["source"], FOLD_SOURCES)
-    for linear in table["linears"]:
-        _check_word(path, "[[fold]]: linears", linear, LINEARS)
-    return Fold(table["source"], tuple(table["linears"]))
+def _check_table(path: Path, where: str, value: Any) -> None:
+    if not isinstance(value, dict):
+        raise EdgeAwqError(f"{path.name}: {where} = {value!r}, a table is expected",
+                           hint="see edge_awq/model/families/llama.toml")
 
 
 def _check_keys(path: Path, where: str, table: Mapping[str, Any], known: Any, needed: Any) -> None:

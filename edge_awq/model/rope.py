@@ -37,7 +37,7 @@ class RopeSpec:
 def read_rope(table: dict[str, Any], head_size: int, max_positions: int) -> RopeSpec:
     """Rotary positions from a table with rope_theta, partial_rotary_factor and a scaling's kind and parameters."""
     kind = table.get("rope_type", table.get("type", "default"))
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise EdgeAwqError(f"config.json: rope scaling '{kind}' is not known", hint=f"known: {', '.join(SCALINGS)}")
     try:
         fraction = float(table["partial_rotary_factor"])

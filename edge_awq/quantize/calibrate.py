@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.model.decoder import Decoder
+from edge_awq.progress import Progress, Quiet
 from edge_awq.quantize.own_text import sample_own_text
 
 BUILT_IN, OWN = "built-in", "self"
@@ -49,7 +50,8 @@ class Calibration:
     note: str | None = None
 
 
-def calibrate(decoder: Decoder, tokenizer: Tokenizer, spec: CalibrationSpec) -> Calibration:
+def calibrate(decoder: Decoder, tokenizer: Tokenizer, spec: CalibrationSpec,
+              progress: Progress | None = None) -> Calibration:
     """Token ids for calibration; sequences are no longer than the model's positions.
 
     Each sequence starts with what the tokenizer puts before a text (BOS, mostly), as every prompt will.
@@ -61,7 +63,8 @@ def calibrate(decoder: Decoder, tokenizer: Tokenizer, spec: CalibrationSpec) -> 
     _check_vocabulary(decoder, tokenizer)
     tokens = min(spec.tokens, decoder.config.max_positions)
     if spec.source == OWN:
-        return _finish(decoder, spec, sample_own_text(decoder, spec.sequences, tokens, spec.seed))
+        return _finish(decoder, spec, sample_own_text(decoder, spec.sequences, tokens, spec.seed,
+                                                      progress or Quiet()))
     # A copy, because tokenizer.json may ask for truncation or padding, and the caller's object is not ours to change.
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.no_truncation()

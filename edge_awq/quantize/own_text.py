@@ -10,13 +10,14 @@ import torch
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.model.decoder import Decoder, KvCache, embed_tokens, head_logits, run_block
+from edge_awq.progress import Progress
 
 USE_TEXT = "calibrate with a text file or with the built-in texts"
 FLOAT_BYTES = 4
 MEMORY_SHARE = 0.8  # of what is available; the rest is for activations and for everybody else
 
 
-def sample_own_text(decoder: Decoder, sequences: int, tokens: int, seed: int) -> torch.Tensor:
+def sample_own_text(decoder: Decoder, sequences: int, tokens: int, seed: int, progress: Progress) -> torch.Tensor:
     """Sample ids [sequences, tokens] at temperature 1, each sequence from BOS on; the same seed gives the same ids.
 
     Raises:
@@ -29,12 +30,14 @@ def sample_own_text(decoder: Decoder, sequences: int, tokens: int, seed: int) ->
     blocks = [decoder.block(index) for index in range(config.num_layers)]
     cache = KvCache()
     ids = torch.full((sequences, 1), _first_token(decoder))
-    while ids.shape[1] < tokens:
-        x = embed_tokens(config, tables, ids[:, -1:], past=ids.shape[1] - 1)
-        for index, weights in enumerate(blocks):
-            x = run_block(config, index, weights, x, cache)
-        logits = head_logits(config, x[:, -1], final_norm, head)
-        ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+    with progress.track("sample text", tokens, 1) as advance:
+        while ids.shape[1] < tokens:
+            x = embed_tokens(config, tables, ids[:, -1:], past=ids.shape[1] - 1)
+            for index, weights in enumerate(blocks):
+                x = run_block(config, index, weights, x, cache)
+            logits = head_logits(config, x[:, -1], final_norm, head)
+            ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+            advance(1)
     return ids
 
 

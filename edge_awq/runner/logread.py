@@ -71,13 +71,34 @@ def _parse(file: Path, lines: list[str]) -> tuple[list[dict[str, Any]], bool]:
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
-            events.append({**event, "event": event["event"]})
+            _check_event(event)
+            events.append(event)
         except (json.JSONDecodeError, TypeError, KeyError) as error:
             if number == len(lines):
                 return events, True
             raise EdgeAwqError(f"{file}: line {number} is damaged ({type(error).__name__})",
                                hint="copy the run directory again from where it was written") from error
     return events, False
+
+
+# What readers take from an event, and from the tables in it, without asking whether it is there.
+_NEEDED = {
+    "request": ("rep", "n_prompt", "n_gen", "prefill_tok_s", "decode_tok_s", "ttft_ms"),
+    "warning": ("code", "text"),
+    "summary": ("valid", "invalid_reasons"),
+}
+_NEEDED_TABLES = {"request": {"energy": ("prefill_j", "decode_j", "mj_per_gen_tok", "tok_per_j", "total_scope"),
+                              "power": ("mean_w",)}}
+
+
+def _check_event(event: Any) -> None:
+    """Raises KeyError or TypeError where something that readers need is missing."""
+    kind = event["event"]
+    for key in _NEEDED.get(kind, ()):
+        event[key]
+    for table, keys in _NEEDED_TABLES.get(kind, {}).items():
+        for key in keys:
+            event[table][key]
 
 
 def _count_rows(path: Path) -> int | None:

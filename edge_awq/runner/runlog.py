@@ -12,6 +12,7 @@ logged unless asked for, nor are user and host names.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import secrets
 import time
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from edge_awq import __version__
+from edge_awq.bundle import write_text
 from edge_awq.errors import EdgeAwqError
 from edge_awq.memory import peak_rss_bytes
 from edge_awq.power.energy import LOST
@@ -205,10 +207,11 @@ class RunLog:
         if self._power is not None:
             self._power.close()
         self._file.close()
-        with (self.path / TOKENS).open("w", encoding="ascii", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("rep", "idx", "t_ns", "phase", "token_id"))
-            writer.writerows((*row, "") for row in self._rows)
+        table = io.StringIO(newline="")
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("rep", "idx", "t_ns", "phase", "token_id"))
+        writer.writerows((*row, "") for row in self._rows)
+        write_text(self.path / TOKENS, table.getvalue())
 
     def __enter__(self) -> RunLog:
         return self

@@ -12,6 +12,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edge_awq.bundle import ENGINES, MANIFEST, Bundle, Manifest, hash_file
-from edge_awq.engine import CPU_RUNTIMES, check_contract, load_runtime
+from edge_awq.engine import CPU_RUNTIMES, load_runtime
 from edge_awq.engine.base import Engine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.monitor import Monitor
@@ -30,7 +31,7 @@ from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.metrics import RunSummary, summarize, weight_bytes_per_token
 from edge_awq.runner.prefix import PrefixEngine
 from edge_awq.runner.runlog import RunLog
-from edge_awq.runner.sampling import SamplingSettings
+from edge_awq.runner.sampling import SamplingSettings, check_setting
 from edge_awq.runner.vocabulary import Vocabulary, read_vocabulary
 from edge_awq.target import find_target
 from edge_awq.weights import read_layout
@@ -76,8 +77,9 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
         EdgeAwqError: not a bundle, damaged, or it cannot run here or with these values.
     """
     started_ns = time.monotonic_ns()
+    check_setting("lookup", lookup, Integral, lambda value: value >= 0, "0 for none, or a few tokens")
     bundle = Bundle.open(bundle_path)
-    check_contract(bundle)
+    bundle.check_contract()
     manifest = bundle.manifest
     vocabulary = read_vocabulary(bundle.path)
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))

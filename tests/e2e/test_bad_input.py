@@ -1,6 +1,7 @@
 """Bad input: one clear error with the remedy, exit code 1 (or 2 for misuse), no traceback, no bundle."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -250,3 +251,8 @@ def test_seconds_and_bounds_that_are_no_numbers(bundle, verb, option, value):
 def test_results_that_cannot_be_written_are_known_before_the_work(bundle, tmp_path, verb, name, words):
     assert_refused(command(verb, bundle, "-o", tmp_path / name), words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+def test_results_for_a_folder_that_is_read_only(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # permissions do not stop root
+    assert_refused(command("bench", bundle, "-o", tmp_path / "r.json"), "you may not write to the folder", "-o")

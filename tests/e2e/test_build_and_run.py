@@ -186,6 +186,25 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(tmp_path, recipe):
     assert not (tmp_path / "killed.bundle.partial").exists()
 
 
+def test_text_that_the_model_samples_is_sampled_once(tmp_path, monkeypatch):
+    from edge_awq import pipeline
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    make_model(tmp_path / "model")
+    options = ("build", tmp_path / "model", "-o", tmp_path / "x.bundle", "--recipe", "rtn", "--calibration", "self")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "make_head", interrupt)
+        stopped = command(*options)
+    assert stopped.code == 1 and "sample text: 1/256" in stopped.err and "sample text: done" in stopped.err
+    assert json.loads((tmp_path / "x.bundle.partial" / "build.json").read_text())["done"] == 3
+    resumed = command(*options)
+    assert resumed.code == 0 and "sample text" not in resumed.err
+    assert not list((tmp_path / "x.bundle").glob("kept*"))
+    assert Bundle.open(tmp_path / "x.bundle").manifest.quant["calibration"] == "self, 16 x 256 tokens"
+
+
 def test_ctrl_c_is_one_line_and_leaves_no_bundle(tmp_path):
     import signal
 

@@ -188,11 +188,15 @@ def test_more_layers_in_config_than_in_the_weights(folder):
     ({"vocab_size": None}, "vocab_size = None"),
     ({"num_key_value_heads": 3}, "4 query heads do not share 3 KV heads"),
     ({"hidden_act": "snake"}, "activation 'snake'"),
+    ({"hidden_act": ["silu"]}, "activation '['silu']'"),
+    ({"rope_parameters": {"rope_type": ["llama3"]}}, "rope scaling '['llama3']'"),
     ({"rope_parameters": {"rope_type": "spiral"}}, "rope scaling 'spiral'"),
     ({"rope_parameters": {"rope_type": "llama3"}}, "lacks or misstates"),
     ({"rms_norm_eps": "small"}, "rms_norm_eps = 'small'"),
     ({"sliding_window": "wide"}, "sliding_window = 'wide'"),
-    ({"sliding_window": 4, "layer_types": ["full_attention"]}, "layer_types has 1 entries"),
+    ({"sliding_window": 4, "layer_types": ["full_attention"]}, "2 entries are expected"),
+    ({"sliding_window": 4, "layer_types": 2}, "layer_types = 2, 2 entries"),
+    ({"sliding_window": 4, "layer_types": ["full_attention", "linear_attention"]}, "'linear_attention', which is not"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantized already"),
 ])
 def test_config_that_cannot_be(folder, changes, word):

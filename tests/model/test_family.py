@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from edge_awq.model.family import FOLDER, SPLITS, find_family, load_families, re
 from edge_awq.model.folds import fold_groups
 from edge_awq.model.naming import SPLITS as SPLIT_FUNCTIONS
 from edge_awq.model.naming import split_fused
+from edge_awq.toml import tomllib
 
 MPT = {"model_type": "mpt", "d_model": 128, "n_layers": 2, "n_heads": 4, "vocab_size": 100, "max_seq_len": 64}
 FALCON = {"model_type": "falcon", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -47,6 +51,13 @@ MISTAKES = {
     "fold-linear": ('linears = ["down"]', 'linears = ["lower"]', "[[fold]]: linears = 'lower' is not known"),
     "outer-name": ('head       = "lm_head"', 'top = "lm_head"', "[names] has unknown keys: top"),
     "syntax": ("[names]", "[names", "not valid TOML"),
+    "types-no-list": ('model_types = ["mpt"]', 'model_types = "mpt"', "model_types = 'mpt', a list is expected"),
+    "name-no-text": ('name        = "mpt"', "name = 7", "name = 7, a text is expected"),
+    "size-no-text": ('"n_layers"', "24", "config.num_layers = 24, a text is expected"),
+    "fused-no-list": ('into = ["q", "k", "v"]', 'into = "qkv"', "[block] qkv: into = 'qkv', a list is expected"),
+    "fused-no-name": ('{ from = "attn.Wqkv"', "{ from = 1", "[block] qkv: from = 1"),
+    "fold-no-list": ('linears = ["down"]', 'linears = "down"', "linears = 'down', a list is expected"),
+    "no-table": ('name        = "mpt"', 'name = "mpt"\nmatch = 3', "[match] = 3, a table is expected"),
 }
 
 
@@ -168,3 +179,15 @@ def test_what_cannot_absorb_a_scale_is_left_out():
 def test_a_linear_takes_scales_from_one_fold_only(family):
     scaled = [linear for fold in family.fold for linear in fold.linears]
     assert len(scaled) == len(set(scaled)) and set(scaled) <= set(family.linears)
+
+
+def test_the_example_of_the_documentation_is_the_shipped_file_but_for_sizes():
+    text = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    shown = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    shipped = tomllib.loads((FOLDER / "falcon.toml").read_text(encoding="utf-8"))
+    for key in ("config", "defaults"):
+        left_out = shipped[key].keys() - shown[key].keys()
+        assert left_out <= {"num_layers", "num_heads", "vocab_size", "max_positions", "norm_eps", "activation",
+                            "rope_theta", "tied_head"}
+        shipped[key] = {name: value for name, value in shipped[key].items() if name not in left_out}
+    assert shown == shipped

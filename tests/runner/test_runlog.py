@@ -1,6 +1,7 @@
 """The run log: exact times by a fake clock, what may not stand in it, and what a kill leaves."""
 
 import csv
+import errno
 import getpass
 import json
 import re
@@ -15,6 +16,7 @@ import pytest
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.generate import Token
+from edge_awq.runner.logread import read_run
 from edge_awq.runner.metrics import summarize
 from edge_awq.runner.runlog import RunLog
 
@@ -178,3 +180,36 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
 def test_two_runs_at_once_have_directories_of_their_own(tmp_path):
     with RunLog(tmp_path, {}) as one, RunLog(tmp_path, {}) as two:
         assert one.path != two.path
+
+
+def test_a_full_disk_is_one_error_that_names_the_log(tmp_path):
+    class Full:
+        def write(self, line):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self):
+            pass
+
+    log = RunLog(tmp_path, {})
+    log._file.close()
+    log._file = Full()
+    with pytest.raises(EdgeAwqError, match=r"run\.jsonl: the run log cannot be written \(No space left") as caught:
+        log.event("phase")
+    assert "free space" in caught.value.hint
+
+
+@pytest.mark.parametrize(("kind", "change"), [("request", {"energy": None}), ("request", {"power": {}}),
+                                              ("request", {"rep": ...}), ("summary", {"valid": ...})])
+def test_an_event_that_lacks_something_is_damage(written, kind, change):
+    (name, value), = change.items()
+    events = read(written)
+    for event in events:
+        if event["event"] == kind:
+            event.update(change)
+            if value is ...:
+                del event[name]
+    events.append({"event": "warning", "code": "x", "text": "so that it is not the last line, which a kill may cut"})
+    (written.path / "run.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    with pytest.raises(EdgeAwqError, match=r"run\.jsonl: line \d is damaged") as caught:
+        read_run(written.path)
+    assert "copy the run directory again" in caught.value.hint

@@ -250,3 +250,9 @@ def test_damaged_files_are_refused_by_name(tmp_path, name):
     (folder / name).write_text("{")
     with pytest.raises(EdgeAwqError, match=name):
         read_vocabulary(folder)
+
+
+@pytest.mark.parametrize("lookup", [-1, 1.5, True])
+def test_impossible_lookup(bundle, opened, lookup):
+    with pytest.raises(EdgeAwqError, match=f"lookup = {lookup}"):
+        load(bundle, lookup=lookup)

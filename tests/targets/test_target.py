@@ -86,6 +86,12 @@ def test_profile_by_its_file(tmp_path):
     assert find_target(str(path)).name == "robot"
 
 
+def test_profile_that_is_not_utf_8(tmp_path):
+    (tmp_path / "latin.toml").write_bytes(b'name = "caf\xe9"')
+    with pytest.raises(EdgeAwqError, match=r"latin\.toml: not UTF-8"):
+        find_target(str(tmp_path / "latin.toml"))
+
+
 def test_own_profiles_lie_in_the_config_folder(monkeypatch):
     monkeypatch.delenv("EDGE_AWQ_PROFILES", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", "/home/somebody/.config")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_awq.bundle import Bundle
-from edge_awq.engine import check_contract
 from edge_awq.errors import EdgeAwqError
 from edge_awq.progress import Progress, Quiet
 
@@ -39,7 +38,7 @@ def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool =
     from edge_awq.engine.trt.cuda import open_cuda
 
     bundle = Bundle.open(folder)
-    check_contract(bundle)
+    bundle.check_contract()
     cuda = open_cuda()
     try:
         return _compile(bundle, cuda, progress or Quiet(), [Form(kv_bits or USUAL_KV_BITS, weights_inside)], fresh)[2]
