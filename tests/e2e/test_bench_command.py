@@ -67,7 +67,7 @@ def test_engines_side_by_side_then_compared(made, tmp_path):
 
 
 def test_a_meter_that_dies_costs_the_joules_and_says_so(made, tmp_path, monkeypatch):
-    """The results stand, with null and the reason; held against an older file they give no verdict, which is no pass."""
+    """The results stand, with null and the reason; against an older file they give no verdict, which is no pass."""
     Board(tmp_path, "orin-nx").set_total_w(12)
     start, decode, meters = bench.start_meter, Worker.decode, []
 
