@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from models import command, make_model
 
@@ -14,6 +15,7 @@ from edge_awq.bench import bench
 from edge_awq.bench.protocols import PROTOCOLS, Case, Protocol
 from edge_awq.bench.results import read_results
 from edge_awq.bench.worker import Worker
+from edge_awq.bundle import Bundle
 from edge_awq.shapes import Shape, find_shape
 
 
@@ -50,6 +52,11 @@ def test_engines_side_by_side_then_compared(made, tmp_path):
         assert (one.model, one.profile, one.repeats, one.oom) == ("model", "cpu", 2, False)
         assert one.j_per_token is None and one.j_per_token_problem == "no_power_source"
         assert one.provenance.utc and one.provenance.software["edge_awq"]
+    for one, bundle in zip(results, pair, strict=False):
+        assert one.runtime == f"onnxruntime {onnxruntime.__version__}"
+        engines = {entry["sha256"] for name, entry in Bundle.open(bundle).manifest.files.items() if "engines/" in name}
+        assert one.provenance.engine_sha256 in engines
+    assert results[2].runtime.startswith("torch ") and results[2].provenance.engine_sha256 is None
     assert results[0].provenance.bundle_sha256 != results[1].provenance.bundle_sha256
     assert "transformers" in done.out and "4 + 9" in done.out
 
