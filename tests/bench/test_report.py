@@ -57,7 +57,7 @@ def test_tables(made):
 
 def test_page_stands_alone(made):
     page = (made[0] / "report.html").read_text()
-    assert page.count("<svg") == 3 and "it &lt;throttled&gt;" in page
+    assert page.count("<svg") == 3 and "it &lt;throttled&gt;" in page and "1 of 2 results are invalid" in page
     assert not re.search(r'<(?:img|script|link)\b|src="|href="(?!#)|url\((?!#)', page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
