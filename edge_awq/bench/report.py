@@ -127,7 +127,7 @@ def _write_table(folder: Path, table: Table) -> list[Path]:
 def _left_out(stored: Sequence[StoredResult]) -> list[str]:
     """A note on the results that no picture shows."""
     invalid = sum(not one.result.valid for one in stored)
-    words = f"{invalid} of {len(stored)} results are invalid: they stand in the table of results alone, with the reasons."
+    words = f"{invalid} of {len(stored)} results are invalid: they stand in the table of results alone, with reasons."
     return [words] if invalid else []
 
 
