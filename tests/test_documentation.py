@@ -1,4 +1,4 @@
-"""What README and docs promise: commands and options that exist, links that lead somewhere, Python that runs."""
+"""What the READMEs promise: commands and options that exist, links that lead somewhere, Python that runs."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ import pytest
 from edge_awq.cli import main
 
 TOP = Path(__file__).resolve().parent.parent
-PAGES = [TOP / "README.md", TOP / "plugins" / "README.md", *sorted((TOP / "docs").glob("*.md"))]
+PAGES = [TOP / "README.md", TOP / "plugins" / "README.md", *sorted((TOP / "edge_awq").rglob("README.md"))]
 INDENTED = re.compile(r"^    edge-awq .*$(?:\n {12,}\S.*$)*", re.MULTILINE)  # a command with its further lines
 INLINE = re.compile(r"`(edge-awq [^`]+)`")
 

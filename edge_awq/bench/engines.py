@@ -39,6 +39,8 @@ class BenchEngine(Protocol):
     Attributes:
         module: what to import for it.
         packages: distributions whose versions are noted.
+
+    An engine may also say ``versions``, of what else it runs on, and ``engine_sha256``, of the file that it runs.
     """
 
     module: str
@@ -63,13 +65,28 @@ class EdgeAwq:
     """This project's bundle through its Python API."""
 
     module = "edge_awq.runner.session"
-    packages = ("edge-awq", "onnxruntime")
+    packages = ("edge-awq",)
 
     def __init__(self, request: LoadRequest) -> None:
         from edge_awq.runner.session import load
 
+        self._model = request.model
         self._session = load(request.model, threads=request.threads or None, context=request.context)
         self._likeliest_after = getattr(self._session.engine, "step_greedy", self._likeliest_by_logits)
+
+    @property
+    def versions(self) -> dict[str, str | None]:
+        """Of the runtime that the bundle was built for."""
+        loaded = self._session.loaded
+        return {loaded.manifest.runtime: loaded.engine.get("runtime_version")}
+
+    @property
+    def engine_sha256(self) -> str | None:
+        """Of the engine's file in the bundle."""
+        from edge_awq.bundle import hash_file
+
+        file = self._session.loaded.engine.get("file")
+        return hash_file(Path(self._model) / file) if file else None
 
     def reset(self) -> None:
         self._session.reset()
@@ -207,8 +224,9 @@ def serve(name: str, request: LoadRequest) -> None:
     importlib.import_module(ENGINES[name].module)
     started = time.perf_counter()
     engine = ENGINES[name](request)
-    versions = {package: _version(package) for package in ENGINES[name].packages}
-    _reply({"load_s": time.perf_counter() - started, "versions": versions})
+    load_s = time.perf_counter() - started
+    versions = {package: _version(package) for package in ENGINES[name].packages} | getattr(engine, "versions", {})
+    _reply({"load_s": load_s, "versions": versions, "engine_sha256": getattr(engine, "engine_sha256", None)})
     for line in sys.stdin:
         work = json.loads(line)
         if work["do"] == "prefill":

@@ -155,7 +155,7 @@ class Bench:
             prefill_tok_s_median=median(map(_rate, prefills)), runtime=_runtime(entry, worker), idle_w=idle_w,
             peak_rss_bytes=worker.peak_rss_bytes, load_s=worker.load_s,
             mean_w=energy.mean_w, temp_max_c=_hottest_c([before, after, *seen]), throttled=held_down,
-            provenance=self._provenance(entry, before, worker.versions),
+            provenance=self._provenance(entry, before, worker.versions, worker.engine_sha256),
         )
 
     def _out_of_memory(self, entry: Entry, case: Case) -> Result:
@@ -168,7 +168,8 @@ class Bench:
                 "protocol": self.settings.protocol.name, "prompt_tokens": case.prompt_tokens,
                 "generated_tokens": case.generated_tokens, "repeats": self.settings.repeats}
 
-    def _provenance(self, entry: Entry, state: BoardState, versions: dict[str, str | None]) -> Provenance:
+    def _provenance(self, entry: Entry, state: BoardState, versions: dict[str, str | None],
+                    engine_sha256: str | None = None) -> Provenance:
         root, source = self.settings.root, self.meter.source
         board = describe_board(root) or {}
         packages = {name.replace("-", "_"): version for name, version in versions.items()}
@@ -178,7 +179,8 @@ class Bench:
             power_mode=state.power_mode["name"] if state.power_mode else None, l4t=board.get("l4t"),
             meter=source.backend if source else None, meter_interval_s=source.interval_s if source else None,
             power_scope=source.total.scope if source else None,
-            power_rails=source.total.rails if source else (), bundle_sha256=entry.bundle_sha256,
+            power_rails=source.total.rails if source else (),
+            bundle_sha256=entry.bundle_sha256, engine_sha256=engine_sha256,
             random_weights=self.subject.random_weights,
         )
 

@@ -101,7 +101,7 @@ def _write_all(folder: Path, stored: list[StoredResult], runs: list[Run], panels
     written = [path for name, picture in pictures.items() for path in _save(folder / name, picture)]
     written += [path for table in tables for path in _write_table(folder, table)]
     page = folder / PAGE
-    page.write_text(_page(folder, list(pictures), tables), encoding="utf-8")
+    page.write_text(_page(folder, list(pictures), tables, _left_out(stored)), encoding="utf-8")
     return [*written, page]
 
 
@@ -124,10 +124,17 @@ def _write_table(folder: Path, table: Table) -> list[Path]:
     return [folder / f"{table.name}.csv", folder / f"{table.name}.md"]
 
 
-def _page(folder: Path, pictures: Sequence[str], tables: Sequence[Table]) -> str:
+def _left_out(stored: Sequence[StoredResult]) -> list[str]:
+    """A note on the results that no picture shows."""
+    invalid = sum(not one.result.valid for one in stored)
+    words = f"{invalid} of {len(stored)} results are invalid: they stand in the table of results alone, with reasons."
+    return [words] if invalid else []
+
+
+def _page(folder: Path, pictures: Sequence[str], tables: Sequence[Table], notes: Sequence[str]) -> str:
     """One page without a reference to anything outside it."""
     parts = [f"<h1>edge-awq {__version__}: tokens/s and joules</h1>",
-             "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in NOTES) + "</ul>"]
+             "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in (*NOTES, *notes)) + "</ul>"]
     parts += [f"<div>{_inline(folder / f'{name}.svg', number)}</div>" for number, name in enumerate(pictures)]
     parts += [f"<h2>{html.escape(table.title)}</h2><div>{_html_table(table)}</div>" for table in tables]
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>edge-awq report</title>'

@@ -58,7 +58,7 @@ class Worker:
     """One engine in its own process (engines.py).
 
     Attributes:
-        load_s: seconds until it was ready; versions: of the engine's packages.
+        load_s: seconds until it was ready; versions: of the engine's packages; engine_sha256: of the file that it runs.
         peak_rss_bytes: the most memory that the process has had resident so far.
 
     Raises:
@@ -79,6 +79,7 @@ class Worker:
             raise
         self.load_s: float = started["load_s"]
         self.versions: dict[str, str | None] = started["versions"]
+        self.engine_sha256: str | None = started.get("engine_sha256")
         self.peak_rss_bytes = 0
 
     def prefill(self, ids: list[int]) -> Sample:

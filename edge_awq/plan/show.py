@@ -26,9 +26,7 @@ def show_plan(plan: Plan) -> Iterator[str]:
     yield from _show_memory(plan)
     yield ""
     yield from _show_speed(plan)
-    if plan.seeds and plan.mode == plan.target.device.default_mode:
-        yield ""
-        yield from _show_seeds(plan)
+    yield from _show_seeds(plan)
 
 
 def _show_memory(plan: Plan) -> Iterator[str]:
@@ -76,6 +74,10 @@ def _show_speed(plan: Plan) -> Iterator[str]:
 
 
 def _show_seeds(plan: Plan) -> Iterator[str]:
+    """The figure's values for this model and device as shares of their limits, in the mode that they are taken for."""
+    if not plan.seeds or plan.mode != plan.target.device.default_mode:
+        return
+    yield ""
     yield f"AWQ paper's figure on {plan.seeds[0].device} (4 + 200 tokens; int4 with an fp16 head):"
     for seed in plan.seeds:
         share = seed.share_of_limit()
@@ -94,6 +96,8 @@ def show_matrix(plans: Iterable[Plan]) -> Iterator[str]:
            "predicted, not measured")
     yield ""
     yield from render(head, map(_matrix_row, plans), right=head[3:])
+    for plan in plans:
+        yield from _show_seeds(plan)
 
 
 def _matrix_row(plan: Plan) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class ScriptedWorker:
     def __init__(self, clock, step_s=(), ends_at=None, oom=False):
         self.clock, self.step_s, self.ends_at, self.oom = clock, list(step_s), ends_at, oom
         self.load_s, self.versions, self.peak_rss_bytes = 1.5, {"edge-awq": "0.1.0", "onnxruntime": "1.23.0"}, 1000
+        self.engine_sha256 = "0" * 64
         self.prompts, self.closed, self.warm = [], False, False
 
     def prefill(self, ids):

@@ -22,6 +22,7 @@ def test_figure_is_the_median_step_of_4_and_200(tmp_path):
     assert result.tok_s_mad == 2.0
     assert result.prefill_tok_s_median == 8.0
     assert result.valid and not result.oom and worker.closed
+    assert result.provenance.engine_sha256 == "0" * 64
     assert (result.runtime, result.load_s, result.peak_rss_bytes) == ("onnxruntime 1.23.0", 1.5, 1000)
     assert (result.j_per_token, result.j_per_token_problem, result.idle_w) == (None, "no_power_source", None)
     assert len({tuple(prompt) for prompt in worker.prompts}) == 1

@@ -48,6 +48,8 @@ def test_tables(made):
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 14
     assert [row["model"] for row in rows if row["measured tok/s"]] == ["Llama-2-7B"]
+    papers = {row["AWQ paper tok/s"] != "OOM": row["paper's share of limit"] != "" for row in rows}
+    assert papers == {True: True, False: False}
     text = (folder / "results.md").read_text()
     assert "no: it <throttled>" in text and text.count("\n| ") == 4
     assert "interval_slower: 1 s instead of 0.1 s" in (folder / "runs.csv").read_text()
@@ -55,7 +57,7 @@ def test_tables(made):
 
 def test_page_stands_alone(made):
     page = (made[0] / "report.html").read_text()
-    assert page.count("<svg") == 3 and "it &lt;throttled&gt;" in page
+    assert page.count("<svg") == 3 and "it &lt;throttled&gt;" in page and "1 of 2 results are invalid" in page
     assert not re.search(r'<(?:img|script|link)\b|src="|href="(?!#)|url\((?!#)', page)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))

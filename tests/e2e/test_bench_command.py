@@ -1,12 +1,21 @@
 """The benchmark's command: one small run through real processes, and what it refuses."""
 
 import json
+import sys
+from pathlib import Path
 
+import onnxruntime
 import pytest
 from models import command, make_model
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "power"))
+from trees import Board
+
+from edge_awq.bench import bench
 from edge_awq.bench.protocols import PROTOCOLS, Case, Protocol
 from edge_awq.bench.results import read_results
+from edge_awq.bench.worker import Worker
+from edge_awq.bundle import Bundle
 from edge_awq.shapes import Shape, find_shape
 
 
@@ -43,6 +52,11 @@ def test_engines_side_by_side_then_compared(made, tmp_path):
         assert (one.model, one.profile, one.repeats, one.oom) == ("model", "cpu", 2, False)
         assert one.j_per_token is None and one.j_per_token_problem == "no_power_source"
         assert one.provenance.utc and one.provenance.software["edge_awq"]
+    for one, bundle in zip(results, pair, strict=False):
+        assert one.runtime == f"onnxruntime {onnxruntime.__version__}"
+        engines = {entry["sha256"] for name, entry in Bundle.open(bundle).manifest.files.items() if "engines/" in name}
+        assert one.provenance.engine_sha256 in engines
+    assert results[2].runtime.startswith("torch ") and results[2].provenance.engine_sha256 is None
     assert results[0].provenance.bundle_sha256 != results[1].provenance.bundle_sha256
     assert "transformers" in done.out and "4 + 9" in done.out
 
@@ -57,6 +71,34 @@ def test_engines_side_by_side_then_compared(made, tmp_path):
         assert json.loads(again.out)["results"][0]["engine"] == "edge-awq"
         assert again.code == code
         assert ("regression" if code else "faster") in again.err
+
+
+def test_a_meter_that_dies_costs_the_joules_and_says_so(made, tmp_path, monkeypatch):
+    """The results stand, with null and the reason; against an older file they give no verdict, which is no pass."""
+    Board(tmp_path, "orin-nx").set_total_w(12)
+    start, decode, meters = bench.start_meter, Worker.decode, []
+
+    def kept(choice):
+        meters.append(start(choice))
+        return meters[-1]
+
+    def deadly(worker, count):
+        meters[-1]._process.kill()
+        return decode(worker, count)
+
+    monkeypatch.setattr(bench, "start_meter", kept)
+    arguments = ("bench", made / "w4.bundle", "--repeats", 2, "--meter", "ina3221", "--meter-root", tmp_path)
+    whole = command(*arguments, "--meter-interval", 0.001, "-o", tmp_path / "whole.json")
+    assert whole.code == 0 and "sampler_lost" not in whole.out
+    monkeypatch.setattr(Worker, "decode", deadly)
+    done = command(*arguments, "-o", tmp_path / "lost.json")
+    assert done.code == 0, done.err
+    (one,) = read_results(tmp_path / "lost.json")
+    assert (one.result.j_per_token, one.result.j_per_token_problem) == (None, "sampler_lost")
+    assert one.result.tok_s_median > 0 and not one.result.valid
+    assert "meter: sampler_lost: ina3221: the sampling process was killed" in done.out
+    held = command(*arguments, "--compare", tmp_path / "whole.json")
+    assert held.code == 1 and "nothing could be compared: the " in held.err and "Traceback" not in held.err
 
 
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2,

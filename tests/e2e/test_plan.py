@@ -14,6 +14,7 @@ from edge_awq.layout import plan_layout
 from edge_awq.model.decoder import load_decoder
 from edge_awq.plan import Request, plan_for
 from edge_awq.plan.counts import counts_in
+from edge_awq.plan.figure import read_figure
 from edge_awq.plan.sizes import sizes_of, sizes_of_bundle
 from edge_awq.target import QuantSpec, find_target, load_targets, profile_folder
 
@@ -199,6 +200,31 @@ def test_words_of_a_plan():
     assert "in this power mode instructions bound it: 3 per weight" in slow and "AWQ paper" not in slow
     refused = command("plan", "llama-2-7b", "--target", "jetson-orin-nano-8gb").out
     assert "fits: NO" in refused and "it would with --context" in refused
+
+
+def test_memory_is_shown_line_by_line_as_in_the_json():
+    arguments = ("plan", "llama-2-7b", "--target", "jetson-orin-nano-8gb")
+    memory = json.loads(command(*arguments, "--json").out)["memory"]
+    lines = {line[:35].strip(): line[35:].strip() for line in command(*arguments).out.splitlines()}
+    for words, key in (("weights", "weights"), ("KV cache", "kv_cache"), ("workspace, at most", "workspace"),
+                       ("runtime's context", "runtime"), ("page cache during upload", "page_cache"),
+                       ("operating system, display", "system"), ("needed while running", "run_peak"),
+                       ("needed while compiling the engine", "build_peak"), ("there is", "available")):
+        assert lines[words] == f"{memory[f'{key}_bytes'] / GIB:.2f}", words
+    assert memory["page_cache_bytes"] and memory["build_peak_bytes"]
+
+
+def test_every_value_of_the_figure_is_shown_as_a_share_of_its_limit():
+    for shape in {seed.shape for seed in read_figure()}:
+        seeds = [seed for seed in read_figure() if seed.shape == shape]
+        lines = [line.strip() for line in command("plan", shape, "--all-targets").out.splitlines()]
+        shown = [line for line in lines if line.startswith(("HF FP16 ", "own FP16 ", "own W4A16 "))]
+        assert sorted(line.split()[2] for line in shown) == sorted(
+            "OOM" if seed.tok_s is None else f"{seed.tok_s:g}" for seed in seeds)
+        for seed in seeds:
+            limit = seed.limit_tok_s()
+            words = "OOM" if seed.tok_s is None else f"tok/s, {seed.tok_s / limit:.0%} of the limit {limit:.1f}"
+            assert any(line.endswith(words) for line in shown), seed
 
 
 def test_matrix_has_a_row_for_every_target():

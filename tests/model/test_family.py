@@ -182,7 +182,7 @@ def test_a_linear_takes_scales_from_one_fold_only(family):
 
 
 def test_the_example_of_the_documentation_is_the_shipped_file_but_for_sizes():
-    text = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
     shown = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
     shipped = tomllib.loads((FOLDER / "falcon.toml").read_text(encoding="utf-8"))
     for key in ("config", "defaults"):
