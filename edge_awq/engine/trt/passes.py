@@ -38,7 +38,7 @@ class LoadedPlan:
             EdgeAwqError: it does not fit this machine or runtime.
         """
         self._runtime = create(toolkit, "Runtime")
-        self.engine = self._runtime.deserialize_cuda_engine(plan.tobytes())
+        self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise EdgeAwqError(f"{toolkit.title} cannot load the engine{because(toolkit)}",
                                hint="edge-awq compile --fresh makes it anew")

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.weight_input import WeightInput
 
 CONTEXT_STEP = 128  # a context that fits is rounded down to a multiple
-BYTES_FIT_MORE = "; with --kv-bits 8 about twice as many tokens do"
 
 
 class TrtEngine:
     """One loaded model with one KV cache; see AllLogitsEngine of edge_awq.engine.base."""
+
+    _fits_more = ""  # what else the hint of a context that does not fit says
 
     def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int) -> None:
         """Load what was compiled; ``weights`` is the bundle's weights file, ``context`` the cache's size in tokens.
@@ -160,7 +161,7 @@ class TrtEngine:
             return
         fitting = (free - fixed) // a_token // CONTEXT_STEP * CONTEXT_STEP
         needed = f"{(fixed + a_token * self.context) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
-        more = BYTES_FIT_MORE if self._kv_bits() > 8 else ""
+        more = self._fits_more if self._kv_bits() > 8 else ""
         raise EdgeAwqError(f"a context of {self.context} tokens and the weights need {needed}",
                            hint=f"--context {fitting} fits{more}" if fitting > 0 else
                            f"the weights alone need {fixed / 1e6:.0f} MB: close what else uses the GPU, or use a "
@@ -192,6 +193,7 @@ class TrtEngine:
 class GreedyTrtEngine(TrtEngine):
     """With passes that choose the likeliest token; see GreedyEngine of edge_awq.engine.base."""
 
+    _fits_more = "; with --kv-bits 8 about twice as many tokens do"
     _chosen: int | None = None  # by the last call, where that was step_greedy
 
     def step_greedy(self, token_id: int) -> int:

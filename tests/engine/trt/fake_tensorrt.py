@@ -216,7 +216,7 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
             if "engine" in script:
                 self.log.log(ILogger.Severity.ERROR, script["engine"])
                 return None
-            return ICudaEngine(json.loads(plan), cuda, self.log, script)
+            return ICudaEngine(json.loads(bytes(plan)), cuda, self.log, script)
 
     class IPluginRegistry:
         def load_library(self, path):
