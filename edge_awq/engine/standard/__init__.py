@@ -17,8 +17,11 @@ from edge_awq.progress import Progress, Quiet
 if TYPE_CHECKING:
     from edge_awq.engine.trt.bindings import Toolkit
     from edge_awq.engine.trt.build import CompileReport
+    from edge_awq.engine.trt.plan_cache import StoredEngine
     from edge_awq.engine.trt.runtime import TrtEngine
     from edge_awq.gpus import Gpu
+
+KV_BITS = 16  # of a cached key or value
 
 
 def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool = False) -> CompileReport | None:
@@ -53,30 +56,29 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
     """
     from edge_awq.engine.trt import pick_context
     from edge_awq.engine.trt.cuda import open_cuda
-    from edge_awq.engine.trt.plan_cache import read_engine
     from edge_awq.engine.trt.runtime import TrtEngine
 
     context = pick_context(bundle, threads, context)
-    if kv_bits not in (None, 16):
-        raise EdgeAwqError(f"kv_bits = {kv_bits}, but without plugins keys and values have 16 bits",
+    if kv_bits not in (None, KV_BITS):
+        raise EdgeAwqError(f"kv_bits = {kv_bits}, but without plugins keys and values have {KV_BITS} bits",
                            hint="leave --kv-bits or --plugin-free out")
     cuda = open_cuda()
     try:
-        toolkit, path, _ = _compile(bundle, cuda.gpu, context, progress or Quiet())
-        return TrtEngine(toolkit, cuda, read_engine(path), bundle.weights, context)
+        toolkit, stored, _ = _compile(bundle, cuda.gpu, context, progress or Quiet())
+        return TrtEngine(toolkit, cuda, stored, bundle.weights, context)
     except BaseException:
         cuda.close()
         raise
 
 
 def _compile(bundle: Bundle, gpu: Gpu | None, context: int, progress: Progress,
-             fresh: bool = False) -> tuple[Toolkit, Path, CompileReport | None]:
-    """Compile where that is needed, and say why; the second is the engine's file."""
+             fresh: bool = False) -> tuple[Toolkit, StoredEngine, CompileReport | None]:
+    """Compile where that is needed, and say why."""
     from edge_awq.detect import detect_target, read_machine
     from edge_awq.engine.standard.compile import check_symmetric, compile_engine, shape_settings
     from edge_awq.engine.standard.runtimes import find_runtime
     from edge_awq.engine.trt.forecast import PLUGIN_FREE, Wanted, check_memory
-    from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, is_stored, make_key, stale
+    from edge_awq.engine.trt.plan_cache import engine_path, find_engine, hash_graph, make_key, read_engine, stale
 
     check_symmetric(bundle)
     runtime, toolkit = find_runtime(gpu)
@@ -85,9 +87,10 @@ def _compile(bundle: Bundle, gpu: Gpu | None, context: int, progress: Progress,
                    hash_graph(bundle.graph, shape_settings(bundle, context)))
     key = dataclasses.replace(key, contract=None)
     path = engine_path(bundle.path, key)
-    if not fresh and is_stored(path, progress):
-        return toolkit, path, None
+    if not fresh and (stored := find_engine(path, progress)):
+        return toolkit, stored, None
     for line in stale(bundle.path, key):
         progress.note(line)
-    forecast_bytes = check_memory(bundle, detect_target(machine), progress, Wanted(context, inside=PLUGIN_FREE))
-    return toolkit, path, compile_engine(bundle, path, context, runtime, progress, forecast_bytes)
+    forecast_bytes = check_memory(bundle, detect_target(machine), progress, Wanted(context, KV_BITS, PLUGIN_FREE))
+    report = compile_engine(bundle, path, context, runtime, progress, forecast_bytes)
+    return toolkit, read_engine(path), report

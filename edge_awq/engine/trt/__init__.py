@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.bindings import Toolkit
     from edge_awq.engine.trt.build import CompileReport, Form
     from edge_awq.engine.trt.cuda import Cuda
-    from edge_awq.engine.trt.plan_cache import EngineKey
+    from edge_awq.engine.trt.plan_cache import StoredEngine
     from edge_awq.engine.trt.runtime import GreedyTrtEngine
 
 USUAL_KV_BITS = 16
@@ -59,15 +59,13 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
     """
     from edge_awq.engine.trt.build import Form
     from edge_awq.engine.trt.cuda import open_cuda
-    from edge_awq.engine.trt.plan_cache import engine_path, read_engine
     from edge_awq.engine.trt.runtime import GreedyTrtEngine
 
     context = pick_context(bundle, threads, context)
     cuda = open_cuda()
     try:
         forms = [Form(kv_bits or USUAL_KV_BITS, inside) for inside in (False, True)]
-        toolkit, key, _ = _compile(bundle, cuda, progress or Quiet(), forms)
-        stored = read_engine(engine_path(bundle.path, key))
+        toolkit, stored, _ = _compile(bundle, cuda, progress or Quiet(), forms)
         return GreedyTrtEngine(toolkit, cuda, stored, bundle.weights, context)
     except BaseException:
         cuda.close()
@@ -90,19 +88,20 @@ def pick_context(bundle: Bundle, threads: int | None, context: int | None) -> in
 
 
 def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, forms: Sequence[Form],
-             fresh: bool = False) -> tuple[Toolkit, EngineKey, CompileReport | None]:
+             fresh: bool = False) -> tuple[Toolkit, StoredEngine, CompileReport | None]:
     """Compile where that is needed, and say why: the first of ``forms``, unless an engine of a later one is there."""
     from edge_awq.detect import detect_target, read_machine
     from edge_awq.engine.trt.bindings import load_toolkit
     from edge_awq.engine.trt.build import compile_engine, shape_settings
-    from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, is_stored, make_key, stale
+    from edge_awq.engine.trt.plan_cache import engine_path, find_engine, hash_graph, make_key, read_engine, stale
 
     toolkit, machine = load_toolkit(), read_machine()
     keys = {make_key(toolkit, cuda.gpu, machine.power_mode, form.name,
                      hash_graph(bundle.graph, shape_settings(bundle, form))): form for form in forms}
     key = next((each for each in keys if engine_path(bundle.path, each).is_file()), next(iter(keys)))
-    if not fresh and is_stored(engine_path(bundle.path, key), progress):
-        return toolkit, key, None
+    path = engine_path(bundle.path, key)
+    if not fresh and (stored := find_engine(path, progress)):
+        return toolkit, stored, None
     from edge_awq.engine.trt.forecast import WEIGHTS_INSIDE, Wanted, check_memory
 
     for line in stale(bundle.path, key):
@@ -110,4 +109,5 @@ def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, forms: Sequence[For
     form = keys[key]
     wanted = Wanted(bundle.manifest.context, form.kv_bits, WEIGHTS_INSIDE if form.weights_inside else None)
     forecast_bytes = check_memory(bundle, detect_target(machine), progress, wanted)
-    return toolkit, key, compile_engine(bundle, key, toolkit, progress, forecast_bytes, form)
+    report = compile_engine(bundle, key, toolkit, progress, forecast_bytes, form)
+    return toolkit, read_engine(path), report

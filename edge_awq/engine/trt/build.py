@@ -43,7 +43,7 @@ class Form:
         weights_inside: self-contained, without inputs for weights.
     """
 
-    kv_bits: int = 16
+    kv_bits: int
     weights_inside: bool = False
 
     @property

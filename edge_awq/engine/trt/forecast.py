@@ -29,7 +29,7 @@ class Wanted:
     """
 
     context: int
-    kv_bits: int = 16
+    kv_bits: int
     inside: str | None = None
 
 

@@ -168,16 +168,15 @@ def read_engine(path: Path) -> StoredEngine:
         raise damaged from error
 
 
-def is_stored(path: Path, progress: Progress) -> bool:
-    """Whether an engine is stored at ``path``, and whole; why it is not is noted."""
+def find_engine(path: Path, progress: Progress) -> StoredEngine | None:
+    """The engine at ``path``; None where there is none, or none that is whole, which is noted."""
     if not path.is_file():
-        return False
+        return None
     try:
-        read_engine(path)
+        return read_engine(path)
     except EdgeAwqError as error:
         progress.note(f"{error.message}; it is compiled anew")
-        return False
-    return True
+        return None
 
 
 def _hashes(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
