@@ -74,8 +74,8 @@ def load(runtime: Runtime) -> Toolkit:
     version = tuple(int(number) for number in re.findall(r"\d+", trt.__version__)[:3])
     if not runtime.first <= version < (runtime.last_major + 1,):
         first = ".".join(map(str, runtime.first))
-        raise EdgeAwqError(f"{runtime.name} {trt.__version__} is not from {first} to {runtime.last_major}.x, whose "
-                           "engines need no plugins", hint=f"install such a version, or {OTHER_ENGINES}")
+        raise EdgeAwqError(f"{runtime.name} {trt.__version__} has no engines without plugins, {first} to "
+                           f"{runtime.last_major}.x have", hint=f"install such a version, or {OTHER_ENGINES}")
     return Toolkit(trt, version, make_log(trt), runtime.name)
 
 

@@ -223,9 +223,11 @@ def test_which_runtime_is_taken(monkeypatch, capability, versions, found):
 
 @pytest.mark.parametrize(("capability", "versions", "said"), [
     ((8, 7), {RTX.module: "1.7.1", TENSORRT.module: "10.3.0"},
-     ["TensorRT-RTX has no engines for Orin (compute capability 8.7)", "TensorRT 10.3.0 is not from 10.15 to 11.x"]),
-    ((8, 9), {RTX.module: "1.6.1"}, ["TensorRT-RTX 1.6.1 is not from 1.7 to 1.x", "TensorRT is not installed"]),
-    ((8, 9), {TENSORRT.module: "12.0.1"}, ["TensorRT-RTX is not installed", "TensorRT 12.0.1 is not from 10.15"]),
+     ["TensorRT-RTX has no engines for Orin (compute capability 8.7)",
+      "TensorRT 10.3.0 has no engines without plugins, 10.15 to 11.x have"]),
+    ((8, 9), {RTX.module: "1.6.1"},
+     ["TensorRT-RTX 1.6.1 has no engines without plugins, 1.7", "TensorRT is not installed"]),
+    ((8, 9), {TENSORRT.module: "12.0.1"}, ["TensorRT-RTX is not installed", "TensorRT 12.0.1 has no engines"]),
     (None, {TENSORRT.module: "11.4.0"}, ["TensorRT builds for a GPU that is here, and none is"]),
 ])
 def test_where_there_is_no_runtime_each_says_why(bundle, monkeypatch, capability, versions, said):
