@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = "EDGE_AWQ_REGISTRIES"
+RTX_VERSION = "1.7.1.116"
+RTX_PACKAGES = [f"tensorrt-rtx-cu13-{part}=={RTX_VERSION}" for part in ("libs", "bindings")]
 PYTHON = f"py{sys.version_info.major}{sys.version_info.minor}"  # these wheels are for one Python each
 
 

@@ -44,16 +44,21 @@ def build(**options: Any) -> None:
               "that; prompts run a few tokens at a time.")
 @click.option("--kv-bits", type=click.Choice(["16", "8"]), callback=to_int, help="Of a cached key or value, as run is "
               "to have it.  [default: 16]")
-def compile_engine(bundle: Path, fresh: bool, weights_inside: bool, kv_bits: int | None) -> None:
+@click.option("--plugin-free", is_flag=True, help="With TensorRT's own int4 instead of edge-awq's plugins, for "
+              "symmetric bundles: on TensorRT-RTX, which compiles without a GPU, or TensorRT from 10.15 on.")
+def compile_engine(bundle: Path, fresh: bool, plugin_free: bool, **form: Any) -> None:
     """Compile BUNDLE for the GPU of this machine; 'run' does it itself when it must."""
     from edge_awq.bundle import Bundle
     from edge_awq.engine import ON_DEVICE, load_runtime
     from edge_awq.errors import EdgeAwqError
 
+    if plugin_free and any(form.values()):
+        raise click.UsageError("--plugin-free excludes --weights-inside and --kv-bits")
     kind = Bundle.open(bundle, verify=False).manifest.runtime
     if kind not in ON_DEVICE:
         raise EdgeAwqError(f"{bundle} runs on {kind}: its engine came with the build", hint="edge-awq run runs it")
-    report = load_runtime(kind).compile_bundle(bundle, progress(), fresh, weights_inside, kv_bits)
+    runtime = load_runtime(kind, plugin_free)
+    report = runtime.compile_bundle(bundle, progress(), fresh, **({} if plugin_free else form))
     if report is None:
         click.echo(f"{bundle}: an engine for this machine is there; --fresh compiles it anew", err=True)
         return

@@ -45,6 +45,7 @@ PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard
 @click.option("--context", type=click.IntRange(min=1), help="Tokens in the KV cache.  [default: the bundle's]")
 @click.option("--kv-bits", type=click.Choice(["16", "8"]), callback=to_int, help="Of a cached key or value on a GPU.  "
               "[default: 16]")
+@click.option("--plugin-free", is_flag=True, help="With TensorRT's own int4, not edge-awq's plugins: see compile.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: physical cores]")
 @click.option("--lookup", type=click.IntRange(1, 7), metavar="N", help="Guess up to N tokens from the text so far; "
               "faster where it repeats itself.  [default: no guesses]")
@@ -77,7 +78,7 @@ def run(bundle: Path, **options: Any) -> None:
     meter = start_meter(_meter_choice(bundle, options))
     if meter.asked_for:
         meter.ready()  # it must measure: say so before anything long begins
-    load_options = {name: options.pop(name) for name in ("threads", "context", "kv_bits")}
+    load_options = {name: options.pop(name) for name in ("threads", "context", "kv_bits", "plugin_free")}
     lookup = options.pop("lookup") or 0
     with meter, load(bundle, **load_options, progress=progress(), lookup=lookup) as session:
         settings = session.settings(**{name: value for name, value in options.items() if value is not None})

@@ -110,7 +110,7 @@ def show_run(run: Run) -> Iterator[str]:
     start = run.start
     yield f"run         {start['run_id']}  {start['anchor']['utc']}"
     yield f"model       {_join(start['model'], 'name', 'precision', 'bundle_sha256')}"
-    yield f"engine      {_join(start['engine'], 'runtime', 'runtime_version', 'target', 'context')}"
+    yield f"engine      {_join(start['engine'], 'runtime', 'runtime_version', 'target', 'context', 'kv_bits')}"
     for name, table, keys in (("board", start["board"], ("model", "module", "l4t", "jetpack")),
                               ("power mode", start["power_mode"], ("name", "id")),
                               ("processor", start["cpu"], ("name", "usable_cpus")),

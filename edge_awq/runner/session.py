@@ -63,7 +63,7 @@ class Loaded:
 
 
 def load(bundle_path: Path | str, threads: int | None = None, context: int | None = None,
-         progress: Progress | None = None, lookup: int = 0, **options: Any) -> Session:
+         progress: Progress | None = None, lookup: int = 0, plugin_free: bool = False, **options: Any) -> Session:
     """Open a bundle for running, after checking the hash of every file in it.
 
     Args:
@@ -71,6 +71,7 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
         context: tokens in the KV cache; None takes the bundle's limit.
         progress: is told about an engine that must be compiled first; None compiles in silence.
         lookup: tokens to guess by prompt lookup and run beside one, see edge_awq.runner.lookup; 0 guesses none.
+        plugin_free: run a symmetric bundle for GPUs by TensorRT's own int4 instead of edge-awq's plugins.
         options: on GPUs only: ``kv_bits`` of a cached key or value, 16 or 8; None takes 16.
 
     Raises:
@@ -83,7 +84,8 @@ def load(bundle_path: Path | str, threads: int | None = None, context: int | Non
     manifest = bundle.manifest
     vocabulary = read_vocabulary(bundle.path)
     weight_bytes = weight_bytes_per_token(read_layout(bundle.weights))
-    engine = load_runtime(manifest.runtime).open_engine(bundle, threads, context, progress, **options)
+    runtime = load_runtime(manifest.runtime, plugin_free)
+    engine = runtime.open_engine(bundle, threads, context, progress, **options)
     load_s = (time.monotonic_ns() - started_ns) / 1e9
     loaded = Loaded(manifest, started_ns, load_s, threads, weight_bytes, hash_file(bundle.path / MANIFEST),
                     getattr(engine, "provenance", {}))

@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from touched import STRONGLY_TYPED, TOUCHED, VERSION_BOUND
+from touched import RTX_LACKS, STRONGLY_TYPED, TOUCHED, VERSION_BOUND
 
-from wheels import PYTHON, unpacked
+from wheels import PYTHON, RTX_PACKAGES, RTX_VERSION, unpacked
 
 HERE = Path(__file__).resolve().parent
+NOWHERE = {"NoSuchClass", "Builder.no_such_method"}
 FOLDER_8, PYTHON_8 = "EDGE_AWQ_TENSORRT_8", "EDGE_AWQ_PYTHON_3_10"
 PACKAGES = {"10.3.0": "tensorrt-cu12-bindings", "10.16.1.11": "tensorrt-cu13-bindings",
             "11.4.0.106": "tensorrt-cu13-bindings"}
@@ -47,7 +48,7 @@ def stand_ins(folder: Path, major: str) -> Path:
 def findings(python: str, packages: Path, module: str, libraries: Path) -> dict:
     """What bindings_check.py prints."""
     environment = os.environ | {"PYTHONPATH": str(packages), "LD_LIBRARY_PATH": str(libraries)}
-    command = [python, HERE / "bindings_check.py", module, *TOUCHED, "NoSuchClass", "Builder.no_such_method"]
+    command = [python, HERE / "bindings_check.py", module, *TOUCHED, *NOWHERE]
     done = subprocess.run(command, check=False, text=True, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -57,7 +58,7 @@ def expected_missing(version: str) -> set[str]:
     """Names that are declared to be missing in ``version``, and those that no TensorRT has."""
     numbers = tuple(int(part) for part in version.split(".")[:2])
     bound = {name for name, (first, last) in VERSION_BOUND.items() if not first <= numbers <= last}
-    return bound.intersection(TOUCHED) | {"NoSuchClass", "Builder.no_such_method"}
+    return bound.intersection(TOUCHED) | NOWHERE
 
 
 @pytest.mark.parametrize("version", PACKAGES)
@@ -67,6 +68,13 @@ def test_binding_has_every_name(version, tmp_path):
     assert found["version"] == version
     assert set(found["missing"]) == expected_missing(version)
     assert found["strongly_typed"] == STRONGLY_TYPED[version.split(".")[0]]
+
+
+def test_binding_of_rtx_has_every_name():
+    """Its libraries come along."""
+    packages = unpacked(f"rtx-{RTX_VERSION}-{PYTHON}", RTX_PACKAGES, "95 MB")
+    found = findings(sys.executable, packages, "tensorrt_rtx_bindings", packages)
+    assert (found["version"], set(found["missing"])) == (RTX_VERSION, RTX_LACKS | NOWHERE)
 
 
 def test_binding_of_8_6_has_every_name():

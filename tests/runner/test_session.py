@@ -67,7 +67,7 @@ def opened(monkeypatch):
         return seen.engine
 
     runtimes = {"onnxruntime": SimpleNamespace(open_engine=open_engine)}
-    monkeypatch.setattr(module, "load_runtime", runtimes.__getitem__)
+    monkeypatch.setattr(module, "load_runtime", lambda kind, plugin_free: runtimes[kind])
     return seen
 
 

@@ -8,6 +8,7 @@ from onnx import TensorProto
 
 from edge_awq.errors import EdgeAwqError
 
+LOWERING_VERSION = 1  # grows when the same canonical graph is lowered to a different one
 OPSET = 24  # the first with TensorScatter
 IR_VERSION = 12  # what came with opset 24
 TYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float32": TensorProto.FLOAT}

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.bindings import Toolkit
     from edge_awq.engine.trt.build import CompileReport, Form
     from edge_awq.engine.trt.cuda import Cuda
-    from edge_awq.engine.trt.plan_cache import EngineKey
-    from edge_awq.engine.trt.runtime import TrtEngine
+    from edge_awq.engine.trt.plan_cache import StoredEngine
+    from edge_awq.engine.trt.runtime import GreedyTrtEngine
 
 USUAL_KV_BITS = 16
 
@@ -47,7 +47,7 @@ def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool =
 
 
 def open_engine(bundle: Bundle, threads: int | None = None, context: int | None = None,
-                progress: Progress | None = None, kv_bits: int | None = None) -> TrtEngine:
+                progress: Progress | None = None, kv_bits: int | None = None) -> GreedyTrtEngine:
     """The engine of a bundle, compiled now if there is none that fits this machine.
 
     Args:
@@ -60,57 +60,55 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
     """
     from edge_awq.engine.trt.build import Form
     from edge_awq.engine.trt.cuda import open_cuda
-    from edge_awq.engine.trt.plan_cache import engine_path, read_engine
-    from edge_awq.engine.trt.runtime import TrtEngine
+    from edge_awq.engine.trt.runtime import GreedyTrtEngine
 
+    context = pick_context(bundle, threads, context)
+    cuda = open_cuda()
+    try:
+        forms = [Form(kv_bits or USUAL_KV_BITS, inside) for inside in (False, True)]
+        toolkit, stored, _ = _compile(bundle, cuda, progress or Quiet(), forms)
+        return GreedyTrtEngine(toolkit, cuda, stored, bundle.weights, context)
+    except BaseException:
+        cuda.close()
+        raise
+
+
+def pick_context(bundle: Bundle, threads: int | None, context: int | None) -> int:
+    """Tokens in the KV cache: those that are asked for, or the bundle's.
+
+    Raises:
+        EdgeAwqError: they are more than the bundle was built for; or threads are asked for, on a GPU.
+    """
     limit = bundle.manifest.context
     if threads is not None:
         raise EdgeAwqError(f"threads = {threads}, but {bundle.path} runs on a GPU", hint="leave the threads out")
     if context is not None and not 1 <= context <= limit:
         raise EdgeAwqError(f"context = {context}, but {bundle.path} was built for 1 to {limit} tokens",
                            hint=f"use at most {limit}, or build for a target with a larger max_context")
-    cuda = open_cuda()
-    try:
-        forms = [Form(kv_bits or USUAL_KV_BITS, inside) for inside in (False, True)]
-        toolkit, key, _ = _compile(bundle, cuda, progress or Quiet(), forms)
-        stored = read_engine(engine_path(bundle.path, key))
-        return TrtEngine(toolkit, cuda, stored, bundle.weights, limit if context is None else context)
-    except BaseException:
-        cuda.close()
-        raise
+    return limit if context is None else context
 
 
 def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, forms: Sequence[Form],
-             fresh: bool = False) -> tuple[Toolkit, EngineKey, CompileReport | None]:
+             fresh: bool = False) -> tuple[Toolkit, StoredEngine, CompileReport | None]:
     """Compile where that is needed, and say why: the first of ``forms``, unless an engine of a later one is there."""
     from edge_awq.detect import detect_target, read_machine
     from edge_awq.engine.trt.bindings import load_toolkit
     from edge_awq.engine.trt.build import compile_engine, shape_settings
-    from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, make_key, stale
+    from edge_awq.engine.trt.plan_cache import engine_path, find_engine, hash_graph, make_key, read_engine, stale
 
     toolkit, machine = load_toolkit(), read_machine()
     keys = {make_key(toolkit, cuda.gpu, machine.power_mode, form.name,
                      hash_graph(bundle.graph, shape_settings(bundle, form))): form for form in forms}
     key = next((each for each in keys if engine_path(bundle.path, each).is_file()), next(iter(keys)))
-    if not fresh and _is_there(engine_path(bundle.path, key), progress):
-        return toolkit, key, None
-    from edge_awq.engine.trt.forecast import check_memory
+    path = engine_path(bundle.path, key)
+    if not fresh and (stored := find_engine(path, progress)):
+        return toolkit, stored, None
+    from edge_awq.engine.trt.forecast import WEIGHTS_INSIDE, Wanted, check_memory
 
     for line in stale(bundle.path, key):
         progress.note(line)
-    forecast_bytes = check_memory(bundle, detect_target(machine), progress, keys[key])
-    return toolkit, key, compile_engine(bundle, key, toolkit, progress, forecast_bytes, keys[key])
-
-
-def _is_there(path: Path, progress: Progress) -> bool:
-    """Whether an engine is stored at ``path``, and whole."""
-    from edge_awq.engine.trt.plan_cache import read_engine
-
-    if not path.is_file():
-        return False
-    try:
-        read_engine(path)
-    except EdgeAwqError as error:
-        progress.note(f"{error.message}; it is compiled anew")
-        return False
-    return True
+    form = keys[key]
+    wanted = Wanted(bundle.manifest.context, form.kv_bits, WEIGHTS_INSIDE if form.weights_inside else None)
+    forecast_bytes = check_memory(bundle, detect_target(machine), progress, wanted)
+    report = compile_engine(bundle, key, toolkit, progress, forecast_bytes, form)
+    return toolkit, read_engine(path), report

@@ -17,7 +17,8 @@ from edge_awq import plugins
 from edge_awq.errors import EdgeAwqError
 from edge_awq.lazy import require
 
-# Every name of the package that build and run use, relative to the module; optional ones are looked up by name.
+# Every name of the package that build and run use, with plugins or without, relative to the module; optional ones are
+# looked up by name.
 TOUCHED = (
     "__version__",
     "ILogger", "ILogger.Severity.INTERNAL_ERROR", "ILogger.Severity.ERROR", "ILogger.Severity.WARNING",
@@ -27,16 +28,20 @@ TOUCHED = (
     "NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
     "INetworkDefinition.num_inputs", "INetworkDefinition.get_input", "INetworkDefinition.num_outputs",
     "INetworkDefinition.get_output", "ITensor.name", "ITensor.shape", "ITensor.dtype", "ITensor.dynamic_range",
-    "OnnxParser", "OnnxParser.parse", "OnnxParser.num_errors", "OnnxParser.get_error", "ParserError.desc",
+    "INetworkDefinition.num_layers", "INetworkDefinition.get_layer", "ILayer.type", "ITensor.is_shape_tensor",
+    "OnnxParser", "OnnxParser.parse", "OnnxParser.parse_from_file", "OnnxParser.num_errors", "OnnxParser.get_error",
+    "ParserError.desc", "ParserError.node_name", "ParserError.node_operator",
     "IBuilderConfig.add_optimization_profile", "IBuilderConfig.set_flag", "IBuilderConfig.set_preview_feature",
     "IBuilderConfig.create_timing_cache", "IBuilderConfig.set_timing_cache", "IBuilderConfig.get_timing_cache",
     "IBuilderConfig.progress_monitor", "IProgressMonitor", "ITimingCache.serialize",
     "BuilderFlag", "BuilderFlag.FP16", "BuilderFlag.INT8", "PreviewFeature", "PreviewFeature.ALIASED_PLUGIN_IO_10_03",
-    "IOptimizationProfile.set_shape", "DataType.INT8", "nptype",
+    "IOptimizationProfile.set_shape", "IOptimizationProfile.set_shape_input", "IHostMemory.nbytes", "DataType.INT8",
+    "nptype",
     "Runtime", "Runtime.deserialize_cuda_engine",
     "ICudaEngine.create_execution_context", "ICudaEngine.num_io_tensors", "ICudaEngine.get_tensor_name",
     "ICudaEngine.get_tensor_mode", "ICudaEngine.get_tensor_dtype", "ICudaEngine.get_tensor_shape",
     "IExecutionContext.set_input_shape", "IExecutionContext.set_tensor_address", "IExecutionContext.execute_async_v3",
+    "IExecutionContext.set_optimization_profile_async", "IExecutionContext.is_stream_capturable",
     "TensorIOMode.INPUT", "get_plugin_registry", "IPluginRegistry.load_library",
 )
 
@@ -46,16 +51,28 @@ SUPPORTED = "TensorRT 8.6, 10.3 and later, and 11"
 
 @dataclass(frozen=True)
 class Toolkit:
-    """TensorRT, loaded and checked, with the plugin library in its registry.
+    """TensorRT, loaded and checked; for engines with plugins, with the plugin library in its registry.
 
     Attributes:
         version: such as (10, 3, 0).
         log: an ILogger that keeps what TensorRT says.
+        name: "TensorRT" or "TensorRT-RTX".
     """
 
     trt: ModuleType
     version: tuple[int, ...]
     log: Any
+    name: str = "TensorRT"
+
+    @property
+    def title(self) -> str:
+        """Such as "TensorRT 10.3.0"."""
+        return f"{self.name} {self.version_text}"
+
+    @property
+    def key_name(self) -> str:
+        """As part of a file's name."""
+        return self.name.lower().replace("-", "_")
 
     @property
     def version_text(self) -> str:
@@ -89,7 +106,7 @@ def load_toolkit(library: Path | None = None) -> Toolkit:
         raise EdgeAwqError(f"TensorRT cannot be loaded: {error}",
                            hint="install TensorRT's libraries, or let LD_LIBRARY_PATH name their folder") from error
     version = check_version(trt.__version__, np.__version__)
-    toolkit = Toolkit(trt, version, _make_log(trt))
+    toolkit = Toolkit(trt, version, make_log(trt))
     _load_plugins(toolkit, library or plugins.find_library())
     return toolkit
 
@@ -114,7 +131,7 @@ def check_version(tensorrt: str, numpy: str) -> tuple[int, ...]:
 def _load_plugins(toolkit: Toolkit, library: Path) -> None:
     plugins.load_library(library)  # says what is wrong with it better than the registry does
     if toolkit.trt.get_plugin_registry().load_library(str(library)) is None:
-        raise EdgeAwqError(f"{library}: TensorRT {toolkit.version_text} does not take it as a plugin library"
+        raise EdgeAwqError(f"{library}: {toolkit.title} does not take it as a plugin library"
                            f"{because(toolkit)}", hint="install the edge-awq wheel for this machine again")
 
 
@@ -128,7 +145,7 @@ def create(toolkit: Toolkit, kind: str) -> Any:
     try:
         return getattr(toolkit.trt, kind)(toolkit.log)
     except TypeError as error:  # the binding's word for a null pointer
-        raise EdgeAwqError(f"TensorRT {toolkit.version_text} does not start{because(toolkit)}",
+        raise EdgeAwqError(f"{toolkit.title} does not start{because(toolkit)}",
                            hint="its CUDA version must be one that the driver runs: see nvidia-smi") from error
 
 
@@ -137,7 +154,8 @@ def because(toolkit: Toolkit) -> str:
     return f" ({toolkit.why()})" if toolkit.why() else ""
 
 
-def _make_log(trt: ModuleType) -> Any:
+def make_log(trt: ModuleType) -> Any:
+    """An ILogger of that module for a Toolkit."""
     severities = trt.ILogger.Severity
 
     class Log(trt.ILogger):

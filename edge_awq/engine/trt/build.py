@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edge_awq.bundle import ENGINES, WEIGHTS, Bundle, write_bytes
 from edge_awq.engine.trt.bindings import Toolkit, create
 from edge_awq.engine.trt.build_progress import UNITS, deferred_interrupt, make_monitor
+from edge_awq.engine.trt.passes import CACHE, DECODE, IDS, LOGITS, PREFILL, TOKENS
 from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, timing_cache_path, write_engine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.memory import peak_rss_bytes
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     import onnx
 
     from edge_awq.engine.trt.lower import Lowered
-
-DECODE, PREFILL = "decode", "prefill"
-IDS, PAST_LENGTH, LOGITS, TOKENS = "input_ids", "past_length", "logits", "tokens"
-CACHE = ("past_key_", "past_value_")  # how names of the cache's inputs begin; outputs have present_ for past_
 
 MAKE_WRITABLE = "engines are stored in the bundle: make it writable, or copy it to where you may write"
 OTHER_VERSIONS = "the plugin library and edge-awq must be of one version; run on the target cpu meanwhile"
@@ -46,7 +43,7 @@ class Form:
         weights_inside: self-contained, without inputs for weights.
     """
 
-    kv_bits: int = 16
+    kv_bits: int
     weights_inside: bool = False
 
     @property
@@ -97,8 +94,8 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
     """
     started_s = time.monotonic()
     folder = bundle.path / ENGINES
-    _check_writable(folder)
-    model, manifest = _read_graph(bundle), bundle.manifest
+    check_writable(folder)
+    model, manifest = read_graph(bundle), bundle.manifest
     plans: dict[str, bytes] = {}
     passes: dict[str, Any] = {}
     timings = _Timings(timing_cache_path(bundle.path, key))
@@ -113,7 +110,7 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
                 raise
             progress.note(f"no {name} engine, prompts run {passes[DECODE]['most_rows']} tokens at a time: {refusal}")
             continue
-        passes[name] = _describe(lowered)
+        passes[name] = _describe(name, lowered, options)
     path = engine_path(bundle.path, key)
     write_engine(path, plans, passes)
     return CompileReport(
@@ -139,7 +136,12 @@ def shape_settings(bundle: Bundle, form: Form) -> dict[str, Any]:
             "outputs": [LOGITS, TOKENS], "kv_bits": form.kv_bits, **inside}
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` for engines, in a bundle that may be written to.
+
+    Raises:
+        EdgeAwqError: it may not.
+    """
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
@@ -148,7 +150,12 @@ def _check_writable(folder: Path) -> None:
         raise EdgeAwqError(f"{folder}: no permission to write", hint=MAKE_WRITABLE)
 
 
-def _read_graph(bundle: Bundle) -> onnx.ModelProto:
+def read_graph(bundle: Bundle) -> onnx.ModelProto:
+    """The canonical graph, without its external data.
+
+    Raises:
+        EdgeAwqError: it cannot be read.
+    """
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -173,10 +180,11 @@ def _lower(model: onnx.ModelProto, options: Mapping[str, Any]) -> Lowered:
     return lower(model, LoweringOptions(**options))
 
 
-def _describe(lowered: Lowered) -> dict[str, Any]:
-    """What the runtime must know about a pass."""
+def _describe(name: str, lowered: Lowered, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the runtime must know about a pass, see edge_awq.engine.trt.passes."""
     weights = [[each.name, each.dtype, list(each.shape), list(each.parts)] for each in lowered.weights]
-    return {"most_rows": lowered.most_rows, "weights": weights, "declined": list(lowered.declined)}
+    return {"plan": name, "profile": 0, "most_rows": lowered.most_rows, "weights": weights,
+            "last_logits": options.get("last_logits", False), "declined": list(lowered.declined)}
 
 
 @dataclass(frozen=True)
@@ -208,7 +216,7 @@ def _build(toolkit: Toolkit, work: _Work, timings: _Timings, progress: Progress)
     parser = trt.OnnxParser(network, toolkit.log)  # lives as long as the network, which reads its constants
     if not parser.parse(work.lowered.model.SerializeToString(), str(work.bundle.graph)):  # weights lie beside it
         said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise Refused(f"TensorRT {toolkit.version_text} does not take the graph: {said or toolkit.why()}",
+        raise Refused(f"{toolkit.title} does not take the graph: {said or toolkit.why()}",
                       hint=OTHER_VERSIONS)
     config = builder.create_builder_config()
     _configure(toolkit, config, network)
@@ -233,7 +241,7 @@ def _build_failure(toolkit: Toolkit) -> EdgeAwqError:
     if any(sign in " ".join(toolkit.log.errors).lower() for sign in ("out of memory", "outofmemory", "insufficient")):
         return EdgeAwqError(f"out of memory while TensorRT compiled the graph ({said})",
                             hint="close what else uses memory (a desktop, a browser) and run edge-awq compile again")
-    return Refused(f"TensorRT {toolkit.version_text} cannot compile the graph: {said or 'it does not say why'}",
+    return Refused(f"{toolkit.title} cannot compile the graph: {said or 'it does not say why'}",
                    hint=OTHER_VERSIONS)
 
 

@@ -60,6 +60,10 @@ class Cuda(Protocol):
         """Fill an array from the device; it is filled after ``synchronize``."""
         ...
 
+    def clear(self, address: int, nbytes: int) -> None:
+        """Set device memory to zeros."""
+        ...
+
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
         ...
@@ -144,6 +148,10 @@ class PycudaCuda:
     def download(self, array: np.ndarray, address: int) -> None:
         with self._checked("copy from the GPU"):
             self._driver.memcpy_dtoh_async(array, address, self._stream)
+
+    def clear(self, address: int, nbytes: int) -> None:
+        with self._checked("clearing of GPU memory"):
+            self._driver.memset_d8_async(address, 0, nbytes, self._stream)
 
     def synchronize(self) -> None:
         with self._checked("work on the GPU"):

@@ -1,9 +1,10 @@
 """Engines in a bundle's folder ``engines/``: what each was compiled for, and which one fits the machine at hand.
 
-A file is a safetensors file of bytes: the serialized engine ("plan" in TensorRT's words) of each pass, and as metadata
-what the runtime must know about it. Its name says what it was compiled for:
+A file is a safetensors file of bytes: serialized engines ("plans" in TensorRT's words), and as metadata what the
+runtime must know about each pass. Its name says what it was compiled for:
 
     tensorrt-10.3.0-aarch64-sm87-16sms-MAXN-contract2-kv16-0123456789abcdef.engine
+    tensorrt_rtx-1.7.1-x86_64-context4096-0123456789abcdef.engine                      any GPU, no plugins
 
 The manifest does not list it, as it came later, so it has a hash of its own.
 """
@@ -29,15 +30,17 @@ from edge_awq.engine.trt.bindings import Toolkit
 from edge_awq.errors import EdgeAwqError
 from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.gpus import Gpu
+from edge_awq.progress import Progress
 
-FORMAT = 1  # of the file; grows when its header changes
+FORMAT = 2  # of the file; grows when its header changes
 HEADER = "edge_awq"  # key of the one entry in the metadata; of several, safetensors would not keep the order
 ENDING = ".engine"
-_NAME = re.compile(r"tensorrt-(?P<tensorrt>[\d.]+)-(?P<machine>\w+)-sm(?P<sm>\d+)-(?P<sm_count>\d+)sms"
-                   r"-(?P<power_mode>\w+)-contract(?P<contract>\d+)-(?P<form>\w+)-(?P<graph>[0-9a-f]{16})")
+_NAME = re.compile(r"(?P<runtime>\w+)-(?P<version>[\d.]+)-(?P<machine>\w+)"
+                   r"(-sm(?P<sm>\d+)-(?P<sm_count>\d+)sms-(?P<power_mode>\w+))?(-contract(?P<contract>\d+))?"
+                   r"-(?P<form>\w+)-(?P<graph>[0-9a-f]{16})")
 # What a difference means to the user, in the order in which it is looked for.
 _WHAT = {"machine": "processor", "sm": "compute capability (SM)", "sm_count": "number of SMs",
-         "power_mode": "power mode", "tensorrt": "TensorRT version", "contract": "plugin contract", "graph": "graph"}
+         "power_mode": "power mode", "version": "TensorRT version", "contract": "plugin contract", "graph": "graph"}
 
 
 @dataclass(frozen=True)
@@ -45,27 +48,32 @@ class EngineKey:
     """Everything that an engine depends on.
 
     Attributes:
+        runtime: "tensorrt" or "tensorrt_rtx".
+        version: of the runtime.
         machine: "aarch64" or "x86_64"; engines do not travel between them.
-        sm: compute capability without its point, "87".
+        sm: compute capability without its point, "87"; None, as are ``sm_count`` and ``power_mode``: for any GPU.
         power_mode: of a Jetson, "default" elsewhere: kernels were timed in it.
+        contract: of the plugins; None: it has none.
         form: which of the engines that a bundle may have on one machine, see edge_awq.engine.trt.build.Form.
         graph: hash of the canonical graph, of how it is lowered, and of the shapes it is compiled for.
     """
 
-    tensorrt: str
+    runtime: str
+    version: str
     machine: str
-    sm: str
-    sm_count: str
-    power_mode: str
-    contract: str
+    sm: str | None
+    sm_count: str | None
+    power_mode: str | None
+    contract: str | None
     form: str
     graph: str
 
     @property
     def file_name(self) -> str:
         """Name of the engine's file."""
-        return (f"tensorrt-{self.tensorrt}-{self.machine}-sm{self.sm}-{self.sm_count}sms-{self.power_mode}"
-                f"-contract{self.contract}-{self.form}-{self.graph}{ENDING}")
+        gpu = f"-sm{self.sm}-{self.sm_count}sms-{self.power_mode}" if self.sm else ""
+        contract = f"-contract{self.contract}" if self.contract else ""
+        return f"{self.runtime}-{self.version}-{self.machine}{gpu}{contract}-{self.form}-{self.graph}{ENDING}"
 
 
 @dataclass(frozen=True)
@@ -73,9 +81,9 @@ class StoredEngine:
     """A compiled engine.
 
     Attributes:
-        plans: name of a pass ("decode", "prefill") -> the serialized engine, uint8.
-        passes: name of a pass -> what the runtime must know, a table as edge_awq.engine.trt.build writes it.
-        sha256: name of a pass -> hash of its plan.
+        plans: name -> the serialized engine, uint8.
+        passes: name of a pass ("decode", "prefill") -> what the runtime must know, see edge_awq.engine.trt.passes.
+        sha256: name of a plan -> its hash.
         file: where it is stored, relative to the bundle.
     """
 
@@ -85,12 +93,14 @@ class StoredEngine:
     file: str
 
 
-def make_key(toolkit: Toolkit, gpu: Gpu, power_mode: str | None, form: str, graph: str) -> EngineKey:
-    """The key of an engine compiled here and now."""
-    major, minor = gpu.compute_capability
-    mode = re.sub(r"\W", "_", power_mode or "default")
-    return EngineKey(toolkit.version_text, platform.machine(), f"{major}{minor}", str(gpu.sm_count), mode,
-                     str(CONTRACT_VERSION), form, graph)
+def make_key(toolkit: Toolkit, gpu: Gpu | None, power_mode: str | None, form: str, graph: str) -> EngineKey:
+    """The key of an engine with plugins, compiled here and now; without ``gpu`` for any."""
+    here: tuple[str | None, ...] = (None, None, None)
+    if gpu is not None:
+        mode = re.sub(r"\W", "_", power_mode or "default")
+        here = ("".join(map(str, gpu.compute_capability)), str(gpu.sm_count), mode)
+    return EngineKey(toolkit.key_name, toolkit.version_text, platform.machine(), *here, str(CONTRACT_VERSION), form,
+                     graph)
 
 
 def hash_graph(graph: Path, settings: Mapping[str, Any]) -> str:
@@ -106,7 +116,7 @@ def engine_path(bundle: Path, key: EngineKey) -> Path:
 
 def timing_cache_path(bundle: Path, key: EngineKey) -> Path:
     """Where TensorRT's timings of kernels lie in a bundle; they hold for every graph on this GPU."""
-    return bundle / ENGINES / f"tensorrt-{key.tensorrt}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
+    return bundle / ENGINES / f"{key.runtime}-{key.version}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
 
 
 def stale(bundle: Path, key: EngineKey) -> list[str]:
@@ -120,7 +130,7 @@ def _difference(name: str, key: EngineKey) -> str | None:
     match = _NAME.fullmatch(name.removesuffix(ENDING))
     if match is None:
         return "its name says nothing about what it was compiled for"
-    if name == key.file_name or match["form"] != key.form:
+    if name == key.file_name or (match["runtime"], match["form"]) != (key.runtime, key.form):
         return None
     here = dataclasses.asdict(key)
     field = next(field for field in _WHAT if match[field] != here[field])
@@ -129,7 +139,7 @@ def _difference(name: str, key: EngineKey) -> str | None:
     return f"compiled for {_WHAT[field]} {match[field]}, here it is {here[field]}"
 
 
-def write_engine(path: Path, plans: Mapping[str, bytes], passes: Mapping[str, Any]) -> None:
+def write_engine(path: Path, plans: Mapping[str, bytes | np.ndarray], passes: Mapping[str, Any]) -> None:
     """Store a compiled engine; the file is whole or not there."""
     arrays = {name: np.frombuffer(plan, np.uint8) for name, plan in plans.items()}
     header = {"format": FORMAT, "passes": passes, "sha256": _hashes(arrays)}
@@ -156,6 +166,17 @@ def read_engine(path: Path) -> StoredEngine:
         return StoredEngine(plans, header["passes"], header["sha256"], f"{ENGINES}/{path.name}")
     except (SafetensorError, KeyError, ValueError) as error:
         raise damaged from error
+
+
+def find_engine(path: Path, progress: Progress) -> StoredEngine | None:
+    """The engine at ``path``; None where there is none, or none that is whole, which is noted."""
+    if not path.is_file():
+        return None
+    try:
+        return read_engine(path)
+    except EdgeAwqError as error:
+        progress.note(f"{error.message}; it is compiled anew")
+        return None
 
 
 def _hashes(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_awq.engine.base import not_finite
-from edge_awq.engine.trt.bindings import Toolkit, because, create
-from edge_awq.engine.trt.build import CACHE, DECODE, IDS, LOGITS, PAST_LENGTH, PREFILL, TOKENS
-from edge_awq.engine.trt.cuda import Cuda, lost
+from edge_awq.engine.trt.bindings import Toolkit
+from edge_awq.engine.trt.cuda import Cuda
+from edge_awq.engine.trt.passes import CACHE, DECODE, IDS, LOGITS, PAST_LENGTH, PREFILL, TOKENS, LoadedPlan, Pass
 from edge_awq.engine.trt.plan_cache import StoredEngine
 from edge_awq.engine.trt.upload import PIECE_BYTES, content, upload_weights
 from edge_awq.errors import EdgeAwqError
@@ -27,85 +27,12 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.weight_input import WeightInput
 
 CONTEXT_STEP = 128  # a context that fits is rounded down to a multiple
-BYTES_FIT_MORE = "; with --kv-bits 8 about twice as many tokens do"
-
-
-class Pass:
-    """One deserialized engine with its execution context.
-
-    Attributes:
-        most_rows: tokens of one call at most.
-        weights: its inputs that never change.
-    """
-
-    def __init__(self, toolkit: Toolkit, plan: np.ndarray, table: Mapping[str, Any]) -> None:
-        from edge_awq.engine.trt.weight_input import WeightInput
-
-        self.most_rows: int = table["most_rows"]
-        self.weights: tuple[WeightInput, ...] = tuple(
-            WeightInput(name, dtype, tuple(shape), tuple(parts)) for name, dtype, shape, parts in table["weights"])
-        self._toolkit, self._graphs = toolkit, {}
-        trt = toolkit.trt
-        self._runtime = create(toolkit, "Runtime")
-        self._engine = self._runtime.deserialize_cuda_engine(plan.tobytes())
-        if self._engine is None:
-            raise EdgeAwqError(f"TensorRT {toolkit.version_text} cannot load the engine{because(toolkit)}",
-                               hint="edge-awq compile --fresh makes it anew")
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise EdgeAwqError(f"TensorRT cannot make room for the engine's activations{because(toolkit)}",
-                               hint="close what else uses the GPU's memory")
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self.inputs = [name for name in names if is_input[name]]
-        self.outputs = [name for name in names if not is_input[name]]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, -1 where it varies."""
-        return tuple(self._engine.get_tensor_shape(name))
-
-    def dtype(self, name: str) -> np.dtype:
-        """Of a tensor."""
-        return np.dtype(self._toolkit.trt.nptype(self._engine.get_tensor_dtype(name)))
-
-    def bind(self, name: str, address: int, shape: tuple[int, ...] | None = None) -> None:
-        """Give a tensor its memory for good, and an input that varies its shape."""
-        taken = self._context.set_tensor_address(name, address)
-        if shape is not None:
-            taken = taken and self._context.set_input_shape(name, shape)
-        if not taken:
-            raise EdgeAwqError(f"the engine does not take its tensor '{name}', shape {shape or self.shape(name)}"
-                               f"{because(self._toolkit)}", hint="edge-awq compile --fresh makes the engine anew")
-
-    def run(self, cuda: Cuda, rows: int, as_graph: bool) -> None:
-        """Put a call of ``rows`` tokens on the stream; the first of that many runs as it is, then it is captured."""
-        if rows in self._graphs:
-            cuda.launch(self._graphs[rows])
-            return
-        if not self._context.set_input_shape(IDS, (1, rows)):
-            raise EdgeAwqError(f"the engine does not take {rows} tokens{because(self._toolkit)}",
-                               hint="edge-awq compile --fresh makes the engine anew")
-        self._enqueue(cuda)
-        if as_graph:
-            cuda.synchronize()  # the call has set up what belongs to its shape, which a capture must not
-            self._graphs[rows] = cuda.capture(lambda: self._enqueue(cuda))
-
-    def _enqueue(self, cuda: Cuda) -> None:
-        if not self._context.execute_async_v3(cuda.stream):
-            raise lost("a pass of the engine", self._toolkit.why() or "TensorRT does not say why")
-
-    def close(self, cuda: Cuda) -> None:
-        """Release graphs, context, engine and runtime, in this order."""
-        for graph in self._graphs.values():
-            cuda.destroy(graph)
-        self._graphs.clear()
-        self._context = None
-        self._engine = None
-        self._runtime = None
 
 
 class TrtEngine:
-    """One loaded model with one KV cache; see AllLogitsEngine and GreedyEngine of edge_awq.engine.base."""
+    """One loaded model with one KV cache; see AllLogitsEngine of edge_awq.engine.base."""
+
+    _fits_more = ""  # what else the hint of a context that does not fit says
 
     def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int) -> None:
         """Load what was compiled; ``weights`` is the bundle's weights file, ``context`` the cache's size in tokens.
@@ -114,15 +41,16 @@ class TrtEngine:
             EdgeAwqError: the engine does not load, or it and its cache do not fit into memory.
         """
         self.context, self.length = context, 0
-        self._chosen: int | None = None  # by the last call, where that was step_greedy
         self._cuda = cuda
-        self._passes = {name: Pass(toolkit, stored.plans[name], table) for name, table in stored.passes.items()}
+        self._plans = {name: LoadedPlan(toolkit, plan) for name, plan in stored.plans.items()}
+        self._passes = {name: Pass(toolkit, self._plans[table["plan"]], table, cuda.stream)
+                        for name, table in stored.passes.items()}
         self._decode = self._passes[DECODE]
         self.vocab_size = self._decode.shape(LOGITS)[-1]
         self.provenance = {**_provenance(toolkit, stored), "kv_bits": self._kv_bits()}
         self._check_memory()
         inputs = upload_weights(cuda, (each for one in self._passes.values() for each in one.weights), weights)
-        self._caches = {name: cuda.alloc(self._cache_bytes(name, context)) for name in self._cache_names()}
+        self._caches = {name: self._empty_cache(name) for name in self._cache_names()}
         self._make_buffers()
         for one in self._passes.values():
             self._bind(one, inputs)
@@ -141,28 +69,13 @@ class TrtEngine:
         for chunk in chunks:
             self._append(chunk, self._fitting(chunk))
         one, last = self._fitting(newest), self._host_logits[:1]
-        row = len(newest) - 1 if one is self._decode else 0
+        row = 0 if one.last_logits else len(newest) - 1
         self._append(newest, one, (last, self._logits + row * last.nbytes))
         return last[0]
 
     def step(self, token_id: int) -> np.ndarray:
         """Append one token; returns logits [vocab_size] float32, which the next call may overwrite."""
         return self.prefill([token_id])
-
-    def step_greedy(self, token_id: int) -> int:
-        """Append one token; returns the likeliest next one: four bytes leave the device, and no logits.
-
-        That the logits of the last such call were finite is seen from the largest, which comes along with this one.
-        """
-        self._check_ids([token_id])
-        chosen, self._chosen = self._chosen, None
-        if chosen is not None:
-            self._cuda.download(self._host_largest, self._logits + chosen * self._host_largest.itemsize)
-        self._append([token_id], self._decode, (self._host_token, self._tokens))
-        if chosen is not None and not np.isfinite(self._host_largest[0]):
-            raise not_finite()
-        self._chosen = int(self._host_token[0])
-        return self._chosen
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         """Append ids (at least one) to the cache; returns the logits after each, [tokens, vocab_size] float32."""
@@ -188,6 +101,8 @@ class TrtEngine:
         with suppress(EdgeAwqError):  # a GPU that is lost cannot give back anything
             for one in self._passes.values():
                 one.close(self._cuda)
+            for plan in self._plans.values():
+                plan.close()
             self._cuda.close()
 
     def _fitting(self, ids: Sequence[int]) -> Pass:
@@ -196,7 +111,6 @@ class TrtEngine:
 
     def _append(self, ids: Sequence[int], one: Pass, wanted: tuple[np.ndarray, int] | None = None) -> None:
         """Run one chunk; ``wanted``: an array to fill from an address afterwards."""
-        self._chosen = None
         self._host_ids[: len(ids)] = ids
         self._host_past[0] = self.length
         self._cuda.upload(self._ids, self._host_ids[: len(ids)])
@@ -227,6 +141,13 @@ class TrtEngine:
         _, heads, _, *size = self._decode.shape(name)  # scales have no more
         return heads * context * math.prod(size) * self._decode.dtype(name).itemsize
 
+    def _empty_cache(self, name: str) -> int:
+        """Address of zeros: without plugins rows that nothing was written to are masked, but read."""
+        nbytes = self._cache_bytes(name, self.context)
+        address = self._cuda.alloc(nbytes)
+        self._cuda.clear(address, nbytes)
+        return address
+
     def _most_rows(self) -> int:
         return max(one.most_rows for one in self._passes.values())
 
@@ -240,7 +161,7 @@ class TrtEngine:
             return
         fitting = (free - fixed) // a_token // CONTEXT_STEP * CONTEXT_STEP
         needed = f"{(fixed + a_token * self.context) / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
-        more = BYTES_FIT_MORE if self._kv_bits() > 8 else ""
+        more = self._fits_more if self._kv_bits() > 8 else ""
         raise EdgeAwqError(f"a context of {self.context} tokens and the weights need {needed}",
                            hint=f"--context {fitting} fits{more}" if fitting > 0 else
                            f"the weights alone need {fixed / 1e6:.0f} MB: close what else uses the GPU, or use a "
@@ -253,10 +174,6 @@ class TrtEngine:
         # TensorRT 8 has two INT32 in its place, low word first: the same bytes.
         self._host_past = cuda.host_array((1,), np.int64)
         self._host_logits = cuda.host_array((self._decode.most_rows, self.vocab_size), np.float32)
-        # The low word of an INT64, or TensorRT 8's two INT32 in its place.
-        self._host_token = cuda.host_array((1,), np.int32)
-        self._host_largest = cuda.host_array((1,), np.float32)
-        self._tokens = cuda.alloc(self._decode.most_rows * np.dtype(np.int64).itemsize)
         self._ids = cuda.alloc(rows * ids_dtype.itemsize)
         self._past = cuda.alloc(self._host_past.nbytes)
         self._logits = cuda.alloc(self._host_logits.nbytes)
@@ -267,19 +184,56 @@ class TrtEngine:
         one.bind(IDS, self._ids, (1, 1))
         one.bind(PAST_LENGTH, self._past)
         one.bind(LOGITS, self._logits)
-        if TOKENS in one.outputs:
-            one.bind(TOKENS, self._tokens)
         for name, address in self._caches.items():
             _, heads, _, *size = one.shape(name)
             one.bind(name, address, (1, heads, self.context, *size))
             one.bind(name.replace("past_", "present_", 1), address)
 
 
+class GreedyTrtEngine(TrtEngine):
+    """With passes that choose the likeliest token; see GreedyEngine of edge_awq.engine.base."""
+
+    _fits_more = "; with --kv-bits 8 about twice as many tokens do"
+    _chosen: int | None = None  # by the last call, where that was step_greedy
+
+    def step_greedy(self, token_id: int) -> int:
+        """Append one token; returns the likeliest next one: four bytes leave the device, and no logits.
+
+        That the logits of the last such call were finite is seen from the largest, which comes along with this one.
+        """
+        self._check_ids([token_id])
+        chosen, self._chosen = self._chosen, None
+        if chosen is not None:
+            self._cuda.download(self._host_largest, self._logits + chosen * self._host_largest.itemsize)
+        self._append([token_id], self._decode, (self._host_token, self._tokens))
+        if chosen is not None and not np.isfinite(self._host_largest[0]):
+            raise not_finite()
+        self._chosen = int(self._host_token[0])
+        return self._chosen
+
+    def _append(self, ids: Sequence[int], one: Pass, wanted: tuple[np.ndarray, int] | None = None) -> None:
+        self._chosen = None
+        super()._append(ids, one, wanted)
+
+    def _make_buffers(self) -> None:
+        super()._make_buffers()
+        # The low word of an INT64, or TensorRT 8's two INT32 in its place.
+        self._host_token = self._cuda.host_array((1,), np.int32)
+        self._host_largest = self._cuda.host_array((1,), np.float32)
+        self._tokens = self._cuda.alloc(self._decode.most_rows * np.dtype(np.int64).itemsize)
+
+    def _bind(self, one: Pass, weights: Mapping[WeightInput, int]) -> None:
+        super()._bind(one, weights)
+        if TOKENS in one.outputs:
+            one.bind(TOKENS, self._tokens)
+
+
 def _provenance(toolkit: Toolkit, stored: StoredEngine) -> dict[str, Any]:
     """What a run log says of the engine."""
-    passes = {name: {"most_tokens": table["most_rows"], "sha256": stored.sha256[name]}
+    passes = {name: {"most_tokens": table["most_rows"], "sha256": stored.sha256[table["plan"]]}
               for name, table in stored.passes.items()}
-    return {"file": stored.file, "runtime_version": toolkit.version_text, "passes": passes}
+    return {"file": stored.file, "runtime": toolkit.name.lower(), "runtime_version": toolkit.version_text,
+            "passes": passes}
 
 
 def _chunks(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:

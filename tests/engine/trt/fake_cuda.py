@@ -60,6 +60,9 @@ class FakeCuda:
         assert self._captured is None and array.flags.c_contiguous
         self.enqueue(lambda: self._fill(array.reshape(-1).view(np.uint8), self.bytes_at(address, array.nbytes)))
 
+    def clear(self, address, nbytes):
+        self.enqueue(lambda: self._fill(self.bytes_at(address, nbytes), 0))
+
     @staticmethod
     def _fill(target, source):
         target[:] = source
@@ -94,4 +97,5 @@ class FakeCuda:
         if self.failure:
             raise lost("release of GPU memory", self.failure)
         self.memory.clear()
+        self.queue.clear()
         self.is_closed = True

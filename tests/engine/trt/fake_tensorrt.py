@@ -6,8 +6,10 @@ chunks, positions, addresses and weights are right exactly when the logits are.
 
 from __future__ import annotations
 
+import ctypes
 import enum
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,11 +47,11 @@ class TensorIOMode(enum.IntEnum):
 
 
 class ITensor:
-    name = shape = dtype = dynamic_range = None
+    name = shape = dtype = dynamic_range = is_shape_tensor = None
 
     def __init__(self, value):
         dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        self.name = value.name
+        self.name, self.is_shape_tensor = value.name, value.name == "num_logits"
         self.dtype = next(kind for kind, numpy in TYPES.items() if numpy == dtype)
         self.shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1
                            for dim in value.type.tensor_type.shape.dim)
@@ -73,6 +75,17 @@ class INetworkDefinition:
     def get_output(self, index):
         return self.outputs[index]
 
+    @property
+    def num_layers(self):
+        return 1
+
+    def get_layer(self, index):
+        return ILayer()
+
+
+class ILayer:
+    type = SimpleNamespace(name="TOY")
+
 
 class ParserError:
     def __init__(self, text):
@@ -80,6 +93,12 @@ class ParserError:
 
     def desc(self):
         return self.text
+
+    def node_operator(self):
+        return "Toy"
+
+    def node_name(self):
+        return "toy"
 
 
 class IProgressMonitor:
@@ -100,6 +119,9 @@ class IOptimizationProfile:
         self.shapes = {}
 
     def set_shape(self, name, smallest, usual, largest):
+        self.shapes[name] = [smallest, usual, largest]
+
+    def set_shape_input(self, name, smallest, usual, largest):
         self.shapes[name] = [smallest, usual, largest]
 
 
@@ -172,7 +194,12 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
             if "parser" in script:
                 self.num_errors = 1
                 return False
-            graph = onnx.load_from_string(data).graph
+            return self._read(onnx.load_from_string(data).graph)
+
+        def parse_from_file(self, path):
+            return self.parse(Path(path).read_bytes(), path)
+
+        def _read(self, graph):
             self.network.inputs = [ITensor(value) for value in graph.input]
             self.network.outputs = [ITensor(value) for value in graph.output]
             return True
@@ -185,10 +212,11 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
             self.log = log
 
         def deserialize_cuda_engine(self, plan):
+            script["loaded"] = script.get("loaded", 0) + 1
             if "engine" in script:
                 self.log.log(ILogger.Severity.ERROR, script["engine"])
                 return None
-            return ICudaEngine(json.loads(plan), cuda, self.log, script)
+            return ICudaEngine(json.loads(bytes(plan)), cuda, self.log, script)
 
     class IPluginRegistry:
         def load_library(self, path):
@@ -201,6 +229,7 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
         NetworkDefinitionCreationFlag=SimpleNamespace(**({"EXPLICIT_BATCH": 0} if is_old else {"STRONGLY_TYPED": 1})),
         INetworkDefinition=INetworkDefinition, ITensor=ITensor, ParserError=ParserError, IBuilderConfig=IBuilderConfig,
         ITimingCache=ITimingCache, IOptimizationProfile=IOptimizationProfile, DataType=DataType,
+        ILayer=ILayer, IHostMemory=memoryview,
         ICudaEngine=ICudaEngine, IExecutionContext=IExecutionContext, IPluginRegistry=IPluginRegistry,
         TensorIOMode=TensorIOMode, nptype=TYPES.__getitem__, get_plugin_registry=IPluginRegistry,
         BuilderFlag=SimpleNamespace(FP16="fp16", INT8="int8"))
@@ -226,14 +255,14 @@ def build(log, network, config, script):
             monitor.phase_finish("Tactics")
             monitor.step_complete("Building", outer)
         monitor.phase_finish("Building")
-    largest = config.profiles[0].shapes["input_ids"][2][1]
-    failure = script.get("build") or (script.get("prefill") if largest > 8 else None)
+    rows = [profile.shapes["input_ids"][2][1] for profile in config.profiles]
+    failure = script.get("build") or (script.get("prefill") if rows[0] > 8 else None)
     if failure:
         log.log(ILogger.Severity.ERROR, failure)
         return None
     tensors = [[each.name, each.shape, int(each.dtype), each in network.inputs]
                for each in (*network.inputs, *network.outputs)]
-    return memoryview(json.dumps({"tensors": tensors, "rows": largest}).encode())
+    return memoryview(json.dumps({"tensors": tensors, "rows": rows}).encode())
 
 
 class ICudaEngine:
@@ -266,17 +295,24 @@ class ICudaEngine:
 
 class IExecutionContext:
     def __init__(self, engine):
-        self.engine, self.addresses, self.shapes = engine, {}, {}
+        self.engine, self.addresses, self.shapes, self.profile = engine, {}, {}, 0
+        if "capturable" in engine.script:
+            self.is_stream_capturable = lambda stream: engine.script["capturable"]
+
+    def set_optimization_profile_async(self, profile, stream):
+        assert stream == self.engine.cuda.stream
+        self.profile = profile
+        return profile < len(self.engine.rows)
 
     def set_tensor_address(self, name, address):
-        assert address % 256 == 0
+        assert address % 256 == 0 or name == "num_logits"
         self.addresses[name] = address
         return name in self.engine.tensors
 
     def set_input_shape(self, name, shape):
         fits = all(wanted in (-1, size) for wanted, size in zip(self.engine.tensors[name][0], shape, strict=True))
         self.shapes[name] = shape
-        return fits and (name != "input_ids" or shape[1] <= self.engine.rows)
+        return fits and (name != "input_ids" or shape[1] <= self.engine.rows[self.profile])
 
     def execute_async_v3(self, stream):
         engine = self.engine
@@ -285,7 +321,10 @@ class IExecutionContext:
             engine.log.log(ILogger.Severity.ERROR, engine.script["execute"])
             return False
         rows, context = self.shapes["input_ids"][1], self.shapes["past_key_0"][2]  # fixed once captured
-        engine.cuda.enqueue(lambda: self.compute(rows, context))
+        wanted = range(rows) if engine.tensors["logits"][0][1] == -1 else [rows - 1]
+        if "num_logits" in self.addresses:  # of the host, so read now; then fixed, too
+            wanted = range(rows)[-ctypes.c_int64.from_address(self.addresses["num_logits"]).value :]
+        engine.cuda.enqueue(lambda: self.compute(rows, context, wanted))
         return True
 
     def array(self, name, shape):
@@ -294,21 +333,21 @@ class IExecutionContext:
         nbytes = int(np.prod(shape)) * dtype.itemsize
         return self.engine.cuda.bytes_at(self.addresses[name], nbytes).view(dtype).reshape(shape)
 
-    def compute(self, rows, context):
+    def compute(self, rows, context, wanted):
         tensors = self.engine.tensors
         ids = self.array("input_ids", (rows,)).astype(int)
         past = int(self.engine.cuda.bytes_at(self.addresses["past_length"], 8).view("<i8")[0])
         assert past >= 0 and past + rows <= context
         weights = sum(int(self.engine.cuda.bytes_at(self.addresses[name], int(np.prod(shape)) * np.dtype(
             TYPES[DataType(dtype)]).itemsize).astype(int).sum()) for name, (shape, dtype, is_input) in tensors.items()
-            if is_input and name not in ("input_ids", "past_length") and not name.startswith("past_"))
+            if is_input and name not in ("input_ids", "past_length", "num_logits") and not name.startswith("past_"))
         caches = {}
         for name in (name for name in tensors if name.startswith("past_") and name != "past_length"):
             assert self.addresses[name] == self.addresses[name.replace("past_", "present_")], "the cache is in place"
             caches[name] = self.array(name, (1, 1, context, *tensors[name][0][3:]))[0, 0]
+            assert "num_logits" not in tensors or np.isfinite(caches[name]).all(), "masked, but read"
             caches[name][past : past + rows] = 0.5 if "_scale_" in name else ids[:, None]
         cache = caches["past_key_0"][:, 0] * (2 * caches.get("past_key_scale_0", np.array(0.5)))
-        wanted = range(rows) if tensors["logits"][0][1] == -1 else [rows - 1]
         found = [toy_logits([int(token) for token in cache[: past + row + 1]], weights) for row in wanted]
         self.array("logits", (len(found), VOCAB))[:] = found
         if "tokens" in tensors:  # INT64, or pairs of INT32, low word first: the same bytes

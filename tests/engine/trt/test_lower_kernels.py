@@ -96,11 +96,12 @@ class Described:
         self.ctypes = np.zeros(1).ctypes
 
 
-@pytest.mark.parametrize("name", shape_names())
-def test_library_takes_every_node_of_full_sized_models(device, name):
+@pytest.mark.parametrize(("name", "kv_bits"), [
+    *((name, 16) for name in shape_names()), ("llama-2-7b", 8), ("mpt-30b", 8), ("falcon-7b", 8), ("gemma-2-2b", 8)])
+def test_library_takes_every_node_of_full_sized_models(device, name, kv_bits):
     """Attributes, number of inputs, and all shapes, for a single token and for the most of a call."""
     model, _ = graph_of_shape(name)
-    lowered = lower(model, LoweringOptions(argmax=True))
+    lowered = lower(model, LoweringOptions(argmax=True, kv_bits=kv_bits))
     seen = set()
     for tokens in {1, lowered.most_rows}:
         shapes = complete_shapes(lowered.model, tokens, 512)

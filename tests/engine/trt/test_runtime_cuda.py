@@ -114,7 +114,8 @@ def fake_pycuda(log, failing=None):
         Device=lambda index: SimpleNamespace(retain_primary_context=act("retain_primary_context", context)),
         Stream=act("Stream", stream), mem_get_info=act("mem_get_info", (1000, 2000)),
         mem_alloc=act("mem_alloc", lambda size: Allocation(4096)), memcpy_htod_async=act("memcpy_htod_async"),
-        memcpy_dtoh_async=act("memcpy_dtoh_async"), pagelocked_zeros=act("pagelocked_zeros", np.zeros))
+        memcpy_dtoh_async=act("memcpy_dtoh_async"), pagelocked_zeros=act("pagelocked_zeros", np.zeros),
+        memset_d8_async=act("memset_d8_async"))
     return module
 
 
@@ -124,18 +125,20 @@ def test_primary_context_memory_and_stream():
     assert cuda.stream == 77 and log == ["init", "retain_primary_context", "push", "Stream"]
     address = cuda.alloc(100)
     assert address == 4096
+    cuda.clear(address, 100)
     cuda.upload(address, np.zeros(3))
     cuda.download(cuda.host_array((3,), np.float32), address)
     cuda.synchronize()
     cuda.launch(cuda.capture(lambda: None))
     cuda.free(address)
     cuda.close()
-    assert log[4:] == ["mem_alloc", "memcpy_htod_async", "pagelocked_zeros", "memcpy_dtoh_async", "synchronize", "pop"]
+    assert log[4:] == ["mem_alloc", "memset_d8_async", "memcpy_htod_async", "pagelocked_zeros", "memcpy_dtoh_async",
+                       "synchronize", "pop"]
 
 
 @pytest.mark.parametrize(("name", "act"), [
     ("mem_alloc", lambda cuda: cuda.alloc(5_000_000)), ("synchronize", lambda cuda: cuda.synchronize()),
-    ("memcpy_htod_async", lambda cuda: cuda.upload(1, np.zeros(1))),
+    ("memset_d8_async", lambda cuda: cuda.clear(1, 8)), ("memcpy_htod_async", lambda cuda: cuda.upload(1, np.zeros(1))),
     ("memcpy_dtoh_async", lambda cuda: cuda.download(np.zeros(1), 1)),
     ("mem_get_info", lambda cuda: cuda.free_bytes()), ("pagelocked_zeros", lambda cuda: cuda.host_array((1,), "f4")),
     ("pop", lambda cuda: cuda.close()),

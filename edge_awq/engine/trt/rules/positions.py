@@ -34,7 +34,7 @@ def _places(draft: Draft, past: gs.Tensor) -> gs.Tensor:
         past = draft.standard("Gather", "positions.past", [words, constant("positions.low", [0])], axis=0)
     ids = next(tensor for tensor in draft.graph.inputs if tensor.name == IDS)
     sizes = draft.standard("Shape", "positions.sizes", [ids])
-    tokens = draft.standard("Gather", "positions.tokens", [sizes, constant("positions.second", [1])], axis=0)
+    tokens = draft.standard("Gather", "positions.count", [sizes, constant("positions.second", [1])], axis=0)
     numbers = constant("positions.numbers", np.arange(draft.most_rows), "int32" if old else "int64")
     first, axis = constant("positions.first", [0]), constant("positions.axis", [0])
     offsets = draft.standard("Slice", "positions.offsets", [numbers, first, tokens, axis])
