@@ -285,7 +285,10 @@ int cuGraphLaunch(void* executable, void*) {
 }
 
 int cuGraphDestroy(void* graph) { return note("cuGraphDestroy"), delete static_cast<std::vector<Recorded>*>(graph), 0; }
-int cuGraphExecDestroy(void* graph) { return note("cuGraphExecDestroy"), delete static_cast<std::vector<Recorded>*>(graph), 0; }
+int cuGraphExecDestroy(void* graph) {
+  note("cuGraphExecDestroy");
+  return delete static_cast<std::vector<Recorded>*>(graph), 0;
+}
 
 using Clock = std::chrono::steady_clock;
 int cuEventCreate(void** event, unsigned) { return *event = new Clock::time_point, 0; }
