@@ -130,6 +130,11 @@ int cuGetErrorString(int status, const char** text) {
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinterpret_cast<void*>(1), 0; }
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 int cuCtxSetCurrent(void*) { return 0; }
+int cuCtxPushCurrent_v2(void*) { return note("cuCtxPushCurrent"), 0; }
+int cuCtxPopCurrent_v2(void** context) {
+  note("cuCtxPopCurrent");
+  return *context = reinterpret_cast<void*>(1), 0;
+}
 int cuCtxSynchronize() { return outcome("cuCtxSynchronize"); }
 
 int cuCtxGetCurrent(void** context) {
