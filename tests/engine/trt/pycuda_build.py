@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -35,8 +35,6 @@ def built_pycuda() -> Path:
     for tool in ("g++", "nm"):
         if shutil.which(tool) is None:
             pytest.skip(f"no pycuda: {tool} is not installed")
-    import sysconfig
-
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         pytest.skip("no pycuda: Python's own headers are not installed (python3-dev)")
     where = Path(os.environ[FOLDER]).resolve() / f"pycuda-{VERSION}-{PYTHON}"
@@ -56,14 +54,13 @@ def _build(where: Path) -> None:
     _pip("download", "--no-deps", "--no-build-isolation", "--no-binary=:all:", "-d", where, f"pycuda=={VERSION}",
          env=environment)
     [archive] = where.glob("pycuda-*.tar.gz")
-    with tarfile.open(archive) as opened:
-        opened.extractall(where, filter="data")
+    shutil.unpack_archive(archive, where)
     source = where / archive.name.removesuffix(".tar.gz")
     names = set(re.findall(r"\bcu[A-Z]\w*\b", "".join((cuda / "include" / name).read_text()
                                                        for name in ("cuda.h", "cudaProfiler.h"))))
     stub = _refusing(names, where / "stub" / "libcuda.so")
-    options = [f"--cuda-root={cuda}", "--no-cuda-enable-curand",
-               f"--cudadrv-lib-dir={stub.parent}", "--cxxflags=-O0", "--cxxflags=-w"]
+    options = [f"--cuda-root={cuda}", "--no-cuda-enable-curand", f"--cudadrv-lib-dir={stub.parent}",
+               "--cxxflags=-O0", "--cxxflags=-w"]
     subprocess.run([sys.executable, "configure.py", *options], check=True, cwd=source, env=environment,
                    capture_output=True)
     _pip("install", "--no-deps", "--no-build-isolation", "--target", tools, "--upgrade", source, env=environment)
