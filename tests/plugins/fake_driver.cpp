@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int kInvalidValue = 1, kNotFound = 500;
+constexpr int kInvalidValue = 1, kOutOfMemory = 2, kNotFound = 500;
 constexpr int kMultiprocessors = 16, kIntegrated = 18, kMajor = 75, kMinor = 76;
 constexpr size_t kMostArgumentBytes = 320;
 
@@ -117,19 +117,34 @@ int cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal ==
 int cuDeviceGetName(char* name, int size, int) { return std::snprintf(name, size, "fake"), 0; }
 int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = size_t{1} << 34, 0; }
 
+struct Named {
+  const char *name, *text;
+};
+
+const std::map<int, Named> kNames = {{kInvalidValue, {"CUDA_ERROR_INVALID_VALUE", "invalid argument"}},
+                                     {kOutOfMemory, {"CUDA_ERROR_OUT_OF_MEMORY", "out of memory"}},
+                                     {kNotFound, {"CUDA_ERROR_NOT_FOUND", nullptr}}};
+
 int cuGetErrorName(int status, const char** name) {
-  *name = status == kInvalidValue ? "CUDA_ERROR_INVALID_VALUE" : status == kNotFound ? "CUDA_ERROR_NOT_FOUND" : nullptr;
+  const auto known = kNames.find(status);
+  *name = known == kNames.end() ? nullptr : known->second.name;
   return *name ? 0 : kInvalidValue;
 }
 
 int cuGetErrorString(int status, const char** text) {
-  *text = status == kInvalidValue ? "invalid argument" : nullptr;
+  const auto known = kNames.find(status);
+  *text = known == kNames.end() ? nullptr : known->second.text;
   return *text ? 0 : kInvalidValue;
 }
 
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinterpret_cast<void*>(1), 0; }
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
 int cuCtxSetCurrent(void*) { return 0; }
+int cuCtxPushCurrent_v2(void*) { return note("cuCtxPushCurrent"), 0; }
+int cuCtxPopCurrent_v2(void** context) {
+  note("cuCtxPopCurrent");
+  return *context = reinterpret_cast<void*>(1), 0;
+}
 int cuCtxSynchronize() { return outcome("cuCtxSynchronize"); }
 
 int cuCtxGetCurrent(void** context) {
@@ -277,6 +292,10 @@ int cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long lo
   return 0;
 }
 
+int cuGraphGetNodes(void* graph, void**, size_t* count) {
+  return *count = static_cast<std::vector<Recorded>*>(graph)->size(), 0;
+}
+
 int cuGraphLaunch(void* executable, void*) {
   note("cuGraphLaunch");
   for (const Recorded& each : *static_cast<std::vector<Recorded>*>(executable))
@@ -285,7 +304,10 @@ int cuGraphLaunch(void* executable, void*) {
 }
 
 int cuGraphDestroy(void* graph) { return note("cuGraphDestroy"), delete static_cast<std::vector<Recorded>*>(graph), 0; }
-int cuGraphExecDestroy(void* graph) { return note("cuGraphExecDestroy"), delete static_cast<std::vector<Recorded>*>(graph), 0; }
+int cuGraphExecDestroy(void* graph) {
+  note("cuGraphExecDestroy");
+  return delete static_cast<std::vector<Recorded>*>(graph), 0;
+}
 
 using Clock = std::chrono::steady_clock;
 int cuEventCreate(void** event, unsigned) { return *event = new Clock::time_point, 0; }

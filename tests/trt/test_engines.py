@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
 from trt_models import (
@@ -121,6 +123,31 @@ def test_replays_of_a_graph_are_the_same_bits(engine):
         engine.truncate(len(ids) - 1)
         seen.add(engine.step(ids[-1]).tobytes())
     assert len(seen) == 1
+
+
+class CountingDriver:
+    """libcuda, asked for the number of a graph's nodes before it is instantiated."""
+
+    def __init__(self, library):
+        self._library, self.nodes = library, []
+
+    def __getattr__(self, name):
+        return getattr(self._library, name)
+
+    def cuGraphInstantiateWithFlags(self, executable, graph, flags):
+        count = ctypes.c_size_t()
+        assert self._library.cuGraphGetNodes(graph, None, ctypes.byref(count)) == 0
+        self.nodes.append(count.value)
+        return self._library.cuGraphInstantiateWithFlags(executable, graph, flags)
+
+
+def test_a_step_is_few_launches(engine, bundle):
+    """Five a layer at most, and three: the embedding, the head and the choice of a token."""
+    driver = engine._cuda._graphs._library = CountingDriver(engine._cuda._graphs._library)
+    engine.step_greedy(3)
+    print(f"nodes of a step's graph: {driver.nodes}")
+    [nodes] = driver.nodes
+    assert 1 <= nodes <= 5 * bundle.manifest.config["num_layers"] + 3
 
 
 def test_truncated_text_goes_on_as_if_new(engine, expected):

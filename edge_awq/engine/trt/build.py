@@ -253,13 +253,17 @@ def _network_flags(toolkit: Toolkit) -> int:
 
 
 def _configure(toolkit: Toolkit, config: Any, network: Any) -> None:
-    """10 and later: the cache in place. 8.6: halves, and packed bytes as what it calls INT8."""
+    """10 and later: the cache in place. 8.6: halves, packed bytes as what it calls INT8, and neither cuBLAS nor cuDNN.
+
+    8.6 loads these two for its plugins otherwise, whose handles ours do not want: memory and start-up time.
+    """
     trt = toolkit.trt
     if toolkit.major >= 10:
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         return
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.INT8)
+    config.set_tactic_sources(0)
     tensors = [network.get_input(index) for index in range(network.num_inputs)]
     tensors += [network.get_output(index) for index in range(network.num_outputs)]  # a cache of bytes is one, too
     for tensor in tensors:

@@ -171,7 +171,9 @@ class PycudaCuda:
             for memory in self._memory.values():
                 memory.free()
             self._memory.clear()
+            self._stream = None  # it goes before its context does
             self._context.pop()
+            self._context.detach()  # left to pycuda's destructor, the wrong function would be called on a primary one
 
     @contextmanager
     def _checked(self, what: str) -> Iterator[None]:

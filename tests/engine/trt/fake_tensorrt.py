@@ -130,10 +130,14 @@ class IBuilderConfig:
 
     def __init__(self, script):
         self.script = script
-        self.flags, self.previews, self.profiles, self.cache = [], {}, [], None
+        self.flags, self.previews, self.profiles, self.cache, self.tactic_sources = [], {}, [], None, None
 
     def set_flag(self, flag):
         self.flags.append(flag)
+
+    def set_tactic_sources(self, sources):
+        self.tactic_sources = sources
+        return True
 
     def set_preview_feature(self, feature, value):
         self.previews[feature] = value

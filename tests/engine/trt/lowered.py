@@ -15,7 +15,8 @@ for folder in (TESTS / "engine", TESTS / "plugins", TESTS.parent / "scripts"):
     sys.path.insert(0, str(folder))
 
 from built import build, canonical, random_ids, relative_l2, run_graph  # noqa: E402
-from library_harness import Device, KernelError  # noqa: E402
+from library_harness import Device, KernelError, built_library  # noqa: E402
+from library_harness import folder as builds  # noqa: E402
 
 from edge_awq.engine.trt.lower import Lowered, LoweringOptions, lower  # noqa: E402
 from edge_awq.engine.trt.names import DOMAIN  # noqa: E402
@@ -107,6 +108,6 @@ def half_limit(model: onnx.ModelProto) -> float:
     return math.sqrt(2 * len(plugins(model))) * 2.0**-11
 
 
-__all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "TESTS", "Device", "KernelError", "ReferenceEngine", "build_tiny",
-           "canonical", "graph_of_shape", "half_limit", "plugins", "random_ids", "relative_l2", "run_graph",
+__all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "TESTS", "Device", "KernelError", "ReferenceEngine", "build_tiny", "builds",
+           "built_library", "canonical", "graph_of_shape", "half_limit", "plugins", "random_ids", "relative_l2", "run_graph",
            "run_lowered"]

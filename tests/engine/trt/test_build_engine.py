@@ -79,6 +79,7 @@ def test_compiles_both_passes_with_the_cache_in_place(bundle, monkeypatch):
     assert [network.flags for network in script["networks"]] == [2, 2]  # strongly typed: bit 1 of this version
     for config, rows in zip(script["configs"], (MOST_ROWS, CHUNK), strict=True):
         assert config.previews == {"aliased": True} and config.flags == []
+        assert config.tactic_sources is None
         (profile,) = config.profiles
         usual = 1 if rows == MOST_ROWS else rows
         assert profile.shapes["input_ids"] == [(1, 1), (1, usual), (1, rows)]
@@ -94,6 +95,7 @@ def test_8_6_is_told_types_and_batch(bundle, monkeypatch):
     compile_bundle(bundle.path)
     config, network = script["configs"][0], script["networks"][0]
     assert network.flags == 1 and config.flags == ["fp16", "int8"] and not config.previews
+    assert config.tactic_sources == 0
     assert {each.name for each in network.inputs if each.dynamic_range} == {f"qk{MOST_ROWS}"}
     assert next(each for each in network.inputs if each.name == "past_length").shape == (1, 2)
 

@@ -106,7 +106,7 @@ def fake_pycuda(log, failing=None):
 
         return call
 
-    context = SimpleNamespace(push=act("push"), pop=act("pop"))
+    context = SimpleNamespace(push=act("push"), pop=act("pop"), detach=act("detach"))
     stream = SimpleNamespace(handle=77, synchronize=act("synchronize"))
     module = ModuleType("pycuda.driver")
     vars(module).update(
@@ -133,7 +133,7 @@ def test_primary_context_memory_and_stream():
     cuda.free(address)
     cuda.close()
     assert log[4:] == ["mem_alloc", "memset_d8_async", "memcpy_htod_async", "pagelocked_zeros", "memcpy_dtoh_async",
-                       "synchronize", "pop"]
+                       "synchronize", "pop", "detach"]
 
 
 @pytest.mark.parametrize(("name", "act"), [

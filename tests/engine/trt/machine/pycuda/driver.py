@@ -38,6 +38,9 @@ class Context:
     def push(self):
         _call("cuCtxSetCurrent", self.handle)
 
+    def detach(self):
+        _call("cuDevicePrimaryCtxRelease_v2", 0)
+
 
 class Device:
     def __init__(self, index):

@@ -1,0 +1,74 @@
+"""The real pycuda under our CUDA layer, on the driver made for tests: names, copies, capture, failures, a whole model.
+
+It is built from its source where $EDGE_AWQ_REGISTRIES names a folder for that; see pycuda_build.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lowered import TESTS, built_library
+from pycuda_build import built_pycuda, full_driver
+
+import edge_awq
+from edge_awq.engine.trt import cuda
+from edge_awq.plugins import OVERRIDE
+
+HERE = Path(__file__).resolve().parent
+TOP = Path(edge_awq.__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """That of a machine with the real pycuda; TensorRT and the driver are ours."""
+    site = built_pycuda()
+    where = tmp_path_factory.mktemp("driver")
+    full_driver(site, where)
+    paths = [str(each) for each in (site, TOP, HERE / "machine")]
+    return os.environ | {"LD_LIBRARY_PATH": str(where), "PYTHONPATH": os.pathsep.join(paths),
+                         OVERRIDE: str(built_library()), "EDGE_AWQ_FAKE_TENSORRT": "8.6.0"}
+
+
+@pytest.fixture(scope="module")
+def found(environment):
+    """What pycuda_capture.py prints; it must end without a word of complaint."""
+    touched = sorted(set(re.findall(r"driver\.([A-Za-z_]+)", Path(cuda.__file__).read_text(encoding="utf-8"))))
+    assert {"Device", "Stream", "mem_alloc", "MemoryError"} <= set(touched)
+    done = subprocess.run([sys.executable, HERE / "pycuda_capture.py", *touched, "no_such_name"], check=False,
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, f"{done.returncode} {done.stderr}"
+    return json.loads(done.stdout)
+
+
+def test_every_name_is_there(found):
+    assert found["missing"] == ["no_such_name"]
+    assert "machine" not in found["file"]  # where the stand-in for it lies
+
+
+def test_copies_and_memory(found):
+    assert found["received"] == list(range(16)) and found["allocations"] == 0
+    assert found["refused"].startswith("out of GPU memory: 1.0 MB")
+
+
+def test_capture_order_on_its_stream(found):
+    """Captured work does not run, then runs once for each launch, and nothing waits inside a capture."""
+    assert found["calls"] == ["cuStreamBeginCapture", "cuLaunchHostFunc", "cuStreamEndCapture", "cuGraphInstantiate",
+                              "cuGraphDestroy", "cuGraphLaunch", "cuGraphLaunch", "cuStreamSynchronize",
+                              "cuGraphExecDestroy"]
+    assert found["worked"] == [0, 2]
+
+
+def test_a_model_runs(environment):
+    """The trt lane's steps over the real pycuda."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS / "trt" / "test_engines.py", "-k",
+               "mpt-fp16 and (every_step or replays)"]
+    done = subprocess.run(command, env=environment | {"EDGE_AWQ_REQUIRE": "gpu,trt"}, capture_output=True, text=True,
+                          check=False, cwd=TOP)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "PyCUDA WARNING" not in done.stderr
