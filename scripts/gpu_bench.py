@@ -101,6 +101,7 @@ class Bench:
                     self.chain(model, matrices_only, dependent)
                 self.chain(model, True, dependent, "int4 chained")
         self.cost_of_rows(self.settings.models[0])
+        self.prompt(self.settings.models[0])
         return self.rows
 
     def chain(self, model: Model, matrices_only: bool, dependent: int, kind: str = "int4") -> None:
@@ -121,6 +122,15 @@ class Bench:
                 self.measure(lambda shape=shape, rows=rows, kind=kind: matmul(
                     self.maker, shape, model.group_size, rows, kind),
                     peers=(shape, model.group_size) if kind == "int4" else None)
+
+    def prompt(self, model: Model) -> None:
+        """A prompt's matrices with weights of 4 bits, with these made halves first, and with halves."""
+        self.tell("prompt")
+        for rows in (-(-self.settings.prefill_rows // 2), self.settings.prefill_rows):
+            for shape in dict.fromkeys(model.matrices.values()):
+                for kind in ("int4", "int4 dequantized", "fp16"):
+                    self.measure(lambda shape=shape, rows=rows, kind=kind: matmul(
+                        self.maker, shape, model.group_size, rows, kind))
 
     def measure(self, make: Callable[[], Workload], peers: tuple | None = None, suffix: str = "") -> None:
         """Append the rows of a workload and of its peers, taken in turn; free what they used."""
