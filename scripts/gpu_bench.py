@@ -10,7 +10,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -198,7 +198,7 @@ def conditions() -> dict[str, str]:
 
 
 def report(bench: Bench, before: dict[str, str], seed: int, started: float) -> dict[str, object]:
-    """The whole result, for a file."""
+    """The whole result of measuring, for a file."""
     gpu = bench.device.gpu
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False,
                          cwd=Path(__file__).parent)
@@ -237,8 +237,9 @@ def table(bench: Bench) -> Table:
     return made
 
 
-def run_bench(device: Device, settings: Settings, output: Path, seed: int, console: Console) -> None:
-    """Measure, print the table, write the file.
+def run_bench(device: Device, settings: Settings, output: Path, seed: int, console: Console,
+              checks: Mapping[str, object]) -> None:
+    """Measure, print the table, write the file, which also gets ``checks``.
 
     Raises:
         GpuError, AssertionError: a launch failed, or left wrong numbers behind.
@@ -250,7 +251,8 @@ def run_bench(device: Device, settings: Settings, output: Path, seed: int, conso
     finally:
         if bench.rows:
             unfinished = output.with_name(output.name + ".partial")
-            unfinished.write_text(json.dumps(report(bench, before, seed, started), indent=1) + "\n", encoding="utf-8")
+            result = report(bench, before, seed, started) | checks
+            unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(output)
     console.print(table(bench))
 

@@ -16,7 +16,7 @@ namespace edge_awq {
 constexpr int64_t kMostDequantizedBytes = int64_t{1} << 30;  // of W as halves; larger matrices stay as they are
 
 // Of a multiprocessor, per cycle: tensor-core products of 16 x 8 x 16 with sums in fp32, and bytes of device memory.
-// From published peaks, those of sm_90 for mma.sync; of the GPUs of a compute capability the one with the most bytes.
+// One GPU of each kind, from its published peaks; of mma.sync on sm_90, which does not reach them, an estimate.
 struct Roof {
   int compute_capability;
   double products, bytes;
