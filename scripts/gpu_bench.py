@@ -10,7 +10,7 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -101,6 +101,7 @@ class Bench:
                     self.chain(model, matrices_only, dependent)
                 self.chain(model, True, dependent, "int4 chained")
         self.cost_of_rows(self.settings.models[0])
+        self.prompt(self.settings.models[0])
         return self.rows
 
     def chain(self, model: Model, matrices_only: bool, dependent: int, kind: str = "int4") -> None:
@@ -121,6 +122,15 @@ class Bench:
                 self.measure(lambda shape=shape, rows=rows, kind=kind: matmul(
                     self.maker, shape, model.group_size, rows, kind),
                     peers=(shape, model.group_size) if kind == "int4" else None)
+
+    def prompt(self, model: Model) -> None:
+        """A prompt's matrices with weights of 4 bits, with these made halves first, and with halves."""
+        self.tell("prompt")
+        for rows in (-(-self.settings.prefill_rows // 2), self.settings.prefill_rows):
+            for shape in dict.fromkeys(model.matrices.values()):
+                for kind in ("int4", "int4 dequantized", "fp16"):
+                    self.measure(lambda shape=shape, rows=rows, kind=kind: matmul(
+                        self.maker, shape, model.group_size, rows, kind))
 
     def measure(self, make: Callable[[], Workload], peers: tuple | None = None, suffix: str = "") -> None:
         """Append the rows of a workload and of its peers, taken in turn; free what they used."""
@@ -188,7 +198,7 @@ def conditions() -> dict[str, str]:
 
 
 def report(bench: Bench, before: dict[str, str], seed: int, started: float) -> dict[str, object]:
-    """The whole result, for a file."""
+    """The whole result of measuring, for a file."""
     gpu = bench.device.gpu
     git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False,
                          cwd=Path(__file__).parent)
@@ -227,8 +237,9 @@ def table(bench: Bench) -> Table:
     return made
 
 
-def run_bench(device: Device, settings: Settings, output: Path, seed: int, console: Console) -> None:
-    """Measure, print the table, write the file.
+def run_bench(device: Device, settings: Settings, output: Path, seed: int, console: Console,
+              checks: Mapping[str, object]) -> None:
+    """Measure, print the table, write the file, which also gets ``checks``.
 
     Raises:
         GpuError, AssertionError: a launch failed, or left wrong numbers behind.
@@ -240,7 +251,8 @@ def run_bench(device: Device, settings: Settings, output: Path, seed: int, conso
     finally:
         if bench.rows:
             unfinished = output.with_name(output.name + ".partial")
-            unfinished.write_text(json.dumps(report(bench, before, seed, started), indent=1) + "\n", encoding="utf-8")
+            result = report(bench, before, seed, started) | checks
+            unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(output)
     console.print(table(bench))
 

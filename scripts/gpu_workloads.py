@@ -119,6 +119,7 @@ def copies_for(device: Device, size: int, least: int = 2) -> int:
 # What a kind of matrix is: bits of its weights, its op, and attributes beside the shape.
 KINDS: dict[str, tuple[int, str, dict[str, int]]] = {
     "int4": (4, "Int4MatMul", {}), "int4 chained": (4, "Int4MatMul", {"fp16_chains": 1}),
+    "int4 dequantized": (4, "Int4MatMul", {"dequantize_from": 9}),
     "int8": (8, "Int8MatMul", {}), "fp16": (16, "Fp16MatMul", {})}
 
 

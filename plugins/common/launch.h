@@ -12,6 +12,7 @@ struct Launch {
   unsigned blocks = 0, threads = 0;
   std::string refusal;  // why there is no launch, with the values at fault; empty if there is one
   unsigned shared_bytes = 0;  // of dynamic shared memory, per block
+  bool is_dependent = true;  // may begin while the kernel before ends: what it asks for before that does not depend on it
 };
 
 template <class... Values>

@@ -8,6 +8,7 @@ namespace {
 
 struct Format {
   using Arguments = Fp16MatMulArguments;
+  static constexpr int kBits = 16;
   static constexpr bool kHasGroups = false, kHasChains = false;
 
   static const char* name() { return "Fp16MatMul"; }

@@ -51,7 +51,7 @@ std::string launch_planned(const Launch& planned, const void* arguments, void* s
   }
   void* parameters[] = {const_cast<void*>(arguments)};
   const bool is_dependent =
-      dependent_launch() && d.launch_with && device.compute_capability >= kFirstWithDependentLaunch;
+      planned.is_dependent && dependent_launch() && d.launch_with && device.compute_capability >= kFirstWithDependentLaunch;
   const int status = is_dependent ? launch_dependent(function, planned, parameters, stream)
                                   : d.launch(function, planned.blocks, 1, 1, planned.threads, 1, 1,
                                              planned.shared_bytes, stream, parameters, nullptr);

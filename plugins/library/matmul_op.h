@@ -4,13 +4,14 @@
 #include <algorithm>
 
 #include "../common/linear.h"
+#include "dequantized.h"
 #include "launch.h"
 #include "modules.h"
 #include "op.h"
 
 namespace edge_awq {
 
-constexpr int kMostMultiprocessors = 192;  // of any GPU; what memory is planned for where there is none
+constexpr int kMostMultiprocessors = 192, kNewestDevice = 90;  // what memory is planned for where there is no GPU
 
 // An address that a plan accepts where there is no tensor yet.
 template <class T>
@@ -19,7 +20,7 @@ T* some_address() {
 }
 
 // What ../common/linear.h computes. Format has: Arguments, name(), weight_inputs(), check_weight(), set_weight(),
-// set_group_size(), set_chains().
+// kBits, set_group_size(), set_chains().
 //
 // Inputs: x fp16 [.., K]; the tensors of W; then, each if an attribute asks for it: norm_weight fp32 [K] (norm is 1 for
 // RMS, 2 for a layer norm), norm_bias fp32 [K] (has_norm_bias), bias fp16 [N] (has_bias), act_scale fp32 [outputs]
@@ -32,7 +33,7 @@ class MatMulOp final : public Op {
   // The order of attributes().
   enum Value {
     kK, kN, kHasBias, kFp32Output, kNorm, kNormEpsilon, kHasNormBias, kActivation, kGated, kHasActScale, kHasResidual,
-    kGroupSize, kFp16Chains
+    kGroupSize, kDequantizeFrom, kFp16Chains
   };
 
   static std::vector<Attribute> attributes() {
@@ -42,6 +43,7 @@ class MatMulOp final : public Op {
     for (const char* name : {"has_norm_bias", "activation", "gated", "has_act_scale", "has_residual"})
       all.push_back({name, false, false});
     if (Format::kHasGroups) all.push_back({"group_size"});
+    if (Format::kHasGroups) all.push_back({"dequantize_from", false, false});
     if (Format::kHasChains) all.push_back({"fp16_chains", false, false});
     return all;
   }
@@ -60,7 +62,10 @@ class MatMulOp final : public Op {
     return {{"y", is(kFp32Output) ? Type::kFloat32 : Type::kFloat16, 0, output_size()}};
   }
 
-  std::string check() const override { return plan_for(1).refusal; }
+  std::string check() const override {
+    if (from() < -1) return refusal("dequantize_from = %d, not a number of rows, 0 for never or -1 as predicted", from());
+    return plan_for(1).refusal;
+  }
 
   std::string check(const Shape* shapes) const override {
     const int64_t K = integer(kK);
@@ -81,16 +86,21 @@ class MatMulOp final : public Op {
   }
 
   size_t workspace_bytes(const Shape* shapes) const override {
-    return most(shapes, [](const Arguments& a) { return partial_floats(a); }) * sizeof(float);
+    return most(shapes, [](const Arguments& a) { return partial_floats(a) * static_cast<int64_t>(sizeof(float)); },
+                [](const Fp16MatMulArguments& a) {
+                  return dequantized_bytes(a) + partial_floats(a) * static_cast<int64_t>(sizeof(float));
+                });
   }
 
   size_t zeroed_bytes(const Shape* shapes) const override {
-    return most(shapes, [](const Arguments& a) -> int64_t { return counters(a); }) * sizeof(unsigned);
+    const auto count = [](const auto& a) -> int64_t { return counters(a); };
+    return most(shapes, count, count) * sizeof(unsigned);
   }
 
  protected:
   std::string launch(const Call& call) const override {
-    Arguments a = split(call.shapes[0].rows());
+    const Device device = device_or_any();
+    Arguments a = split(call.shapes[0].rows(), device);
     a.x = static_cast<const Half*>(call.inputs[0]);
     Format::set_weight(a, call.inputs + 1);
     set_extras(a, call.inputs + 1 + Format::weight_inputs().size());
@@ -98,6 +108,9 @@ class MatMulOp final : public Op {
     a.logits = is(kFp32Output) ? static_cast<float*>(call.outputs[0]) : nullptr;
     a.partial = static_cast<float*>(call.workspace);
     a.finished = zeroed_.get();
+    if constexpr (Format::kHasGroups)
+      if (dequantizes(a, from(), device.compute_capability, Format::kBits))
+        return launch_dequantized(a, Format::kBits, device.multiprocessors, call.workspace, call.stream);
     return edge_awq::launch(plan(a), a, call.stream);
   }
 
@@ -148,23 +161,34 @@ class MatMulOp final : public Op {
     return a;
   }
 
-  // With as many splits as give every multiprocessor work.
-  Arguments split(int64_t rows) const {
+  int from() const { return Format::kHasGroups ? integer(kDequantizeFrom) : 0; }
+
+  static Device device_or_any() {
     Device device;
-    if (!current_device(device).empty()) device.multiprocessors = kMostMultiprocessors;
+    if (!current_device(device).empty()) device = {kNewestDevice, kMostMultiprocessors};
+    return device;
+  }
+
+  // With as many splits as give every multiprocessor work.
+  Arguments split(int64_t rows, const Device& device) const {
     Arguments a = shaped(rows);
     a.splits = best_splits(a, device.multiprocessors);
     return a;
   }
 
-  // The most for any number of rows up to that. All that share a tile need the same, and tiles have 16, 32, 64 or
-  // multiples of 128 rows.
-  template <class Need>
-  int64_t most(const Shape* shapes, Need need) const {
+  // The most for any number of rows up to that, in one launch or in two. All that share a tile need the same, and tiles
+  // have 16, 32, 64 or multiples of 128 rows.
+  template <class Need, class NeedOfHalves>
+  int64_t most(const Shape* shapes, Need need, NeedOfHalves need_of_halves) const {
+    const Device device = device_or_any();
     const int64_t last = std::max<int64_t>(shapes[0].rows(), 1);
-    int64_t found = need(split(last));
-    for (int64_t rows = 16; rows < last; rows += std::min<int64_t>(rows, 128))
-      found = std::max<int64_t>(found, need(split(rows)));
+    const auto at = [&](int64_t rows) -> int64_t {
+      const Arguments a = split(rows, device);
+      if (!dequantizes(a, from(), device.compute_capability, Format::kBits)) return need(a);
+      return std::max<int64_t>(need(a), need_of_halves(with_halves(a, nullptr, device.multiprocessors)));
+    };
+    int64_t found = at(last);
+    for (int64_t rows = 16; rows < last; rows += std::min<int64_t>(rows, 128)) found = std::max(found, at(rows));
     return found;
   }
 
@@ -182,9 +206,10 @@ class MatMulOp final : public Op {
 };
 
 // A format of whole numbers with a scale and a zero point per group; kBits of 4 are packed two a byte.
-template <class TheArguments, int kBits>
+template <class TheArguments, int kBits_>
 struct GroupedFormat {
   using Arguments = TheArguments;
+  static constexpr int kBits = kBits_;
   static constexpr bool kHasGroups = true, kHasChains = false;
 
   static std::vector<InputSpec> weight_inputs() {

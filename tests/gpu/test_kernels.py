@@ -74,6 +74,15 @@ def test_chains_of_halves(device, rng, N, K, group_size):
         assert np.abs(device.get(y) - exact).max() <= 1e-3 * np.linalg.norm(exact)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [9, 130])
+def test_weights_made_halves_first(device, rng, bits, rows):
+    matrix, x = random_matrix(rng, 33, 1088, 64, bits), activations(rng, rows, 1088)
+    op, y = device.op(f"Int{bits}MatMul", K=1088, N=33, group_size=64, dequantize_from=9), device.poisoned((rows, 33))
+    op.run([device.put(each) for each in (x, *stored(matrix))], [y])
+    assert_product(device.get(y), Fp16Matrix(matrix.weights.astype(np.float16)), x, roundings(1088))
+
+
 @pytest.mark.parametrize("rows", [1, 8, 64])
 @pytest.mark.parametrize(("N", "K"), SHAPES)
 def test_fp16_matmul(device, rng, N, K, rows):

@@ -254,6 +254,37 @@ def test_small_kernels_stay_small(architecture, name):
     assert {width(load) for load in kernel.loads()} == SMALL_KERNELS[name]
 
 
+WAIT, LET_NEXT_START = "ACQBULK", "PREEXIT"  # griddepcontrol.wait and .launch_dependents
+READS_NOTHING_OF_OTHERS = {"read_sum"}
+
+
+@needs_nvrtc
+@needs_disassembler
+@pytest.mark.parametrize("architecture", build_kernels.ARCHITECTURES)
+def test_dependent_launch(architecture):
+    """On sm_90 every kernel waits once before it stores, or loads anything but weights; these, where there are any."""
+    for name, kernel in kernels(architecture).items():
+        opcodes = [text.split()[0] for text in kernel.instructions]
+        waits = architecture == "sm_90" and name not in READS_NOTHING_OF_OTHERS
+        assert opcodes.count(WAIT) == opcodes.count(LET_NEXT_START) == waits, name
+        if not waits:
+            continue
+        before = opcodes[: opcodes.index(WAIT)]
+        assert not [opcode for opcode in before if opcode.startswith(("ST.", "STG", "ATOM", "RED"))], name
+        loads = [opcode for opcode in before if opcode.startswith(("LD.", "LDG"))]
+        weights = [opcode for opcode in loads if width(opcode) == "128.CONSTANT" or opcode.startswith("LDGSTS")]
+        assert bool(weights) == (name in TILES or "gemv" in name), name
+        assert {width(opcode) for opcode in loads if opcode not in weights} <= {"U16.CONSTANT", "U8.CONSTANT"}, name
+        assert opcodes.index(WAIT) < opcodes.index(LET_NEXT_START), name
+        if "gemv" in name:
+            assert len(weights) == kernel_streams(kernel), name
+
+
+def kernel_streams(kernel):
+    """Loads of weights in the loop: as many are on their way before it."""
+    return sum(width(load) == "128.CONSTANT" for load in kernel.loads(kernel.loop))
+
+
 @needs_nvrtc
 @needs_disassembler
 def test_every_kernel_has_limits():

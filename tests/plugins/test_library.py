@@ -1,6 +1,7 @@
 """The plugin library without TensorRT and without a GPU: which code it loads, what it launches, how it refuses."""
 
 import ctypes
+import dataclasses
 import platform
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from library_harness import (
     Device,
     build_for,
     build_library,
+    built_driver,
     built_library,
     fresh_library,
     kernels_of,
@@ -26,6 +28,13 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.export.ops import CONTRACT_VERSION
 
 INVALID_VALUE = 1
+
+
+class ReadArguments(ctypes.Structure):
+    """As in measure/kernel.h."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("sums", ctypes.c_void_p), ("vectors", ctypes.c_int64),
+                ("blocks", ctypes.c_int))
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +167,24 @@ def test_dependent_launch_is_an_option_of_sm_90(device):
     _, logits, tokens = argmax(device, stream=5)
     assert device.calls("cuLaunchKernelEx") == ["argmax 3 1 1 256 1 1 0 5 6=1"]
     np.testing.assert_array_equal(tokens, logits.argmax(1))
+
+
+@pytest.mark.parametrize(("value", "function"), [("1", "cuLaunchKernelEx"), ("0", "cuLaunchKernel")])
+def test_the_environment_decides_on_dependent_launch(device, monkeypatch, value, function):
+    monkeypatch.setenv("EDGE_AWQ_PDL", value)
+    other = dataclasses.replace(device, library=fresh_library(built_driver()))
+    device.reset(compute_capability=90)
+    argmax(other)
+    assert len(device.calls(function)) == 1
+
+
+def test_a_kernel_that_does_not_wait_is_no_dependent_launch(device):
+    device.reset(compute_capability=90)
+    device.library.edge_awq_set_dependent_launch(1)
+    data, sums = np.arange(256, dtype=np.uint32), np.zeros(256, np.uint32)
+    device.launch("read", ReadArguments(data.ctypes.data, sums.ctypes.data, data.nbytes // 16, 1))
+    assert device.calls("cuLaunchKernel")[0].split()[0] == "read_sum" and not device.calls("cuLaunchKernelEx")
+    assert sums.sum() == data.sum()
 
 
 @pytest.mark.parametrize(("function", "text"), [

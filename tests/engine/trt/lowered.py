@@ -108,6 +108,6 @@ def half_limit(model: onnx.ModelProto) -> float:
     return math.sqrt(2 * len(plugins(model))) * 2.0**-11
 
 
-__all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "TESTS", "Device", "KernelError", "ReferenceEngine", "build_tiny", "builds",
-           "built_library", "canonical", "graph_of_shape", "half_limit", "plugins", "random_ids", "relative_l2", "run_graph",
-           "run_lowered"]
+__all__ = ["ARCHITECTURES", "CHUNKS", "CONTEXT", "TESTS", "Device", "KernelError", "ReferenceEngine", "build_tiny",
+           "builds", "built_library", "canonical", "graph_of_shape", "half_limit", "plugins", "random_ids",
+           "relative_l2", "run_graph", "run_lowered"]
