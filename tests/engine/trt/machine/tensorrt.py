@@ -64,6 +64,7 @@ class Builder(_scripted.Builder):
 
 class Runtime(_scripted.Runtime):
     def deserialize_cuda_engine(self, plan):
+        plan = bytes(plan)  # of any buffer, as the real one takes it
         return ICudaEngine(onnx.load_from_string(plan), self.log)
 
 
