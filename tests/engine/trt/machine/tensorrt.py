@@ -64,8 +64,7 @@ class Builder(_scripted.Builder):
 
 class Runtime(_scripted.Runtime):
     def deserialize_cuda_engine(self, plan):
-        plan = bytes(plan)  # of any buffer, as the real one takes it
-        return ICudaEngine(onnx.load_from_string(plan), self.log)
+        return ICudaEngine(onnx.load_from_string(bytes(plan)), self.log)  # of any buffer, as the real one takes it
 
 
 class ICudaEngine(fake.ICudaEngine):
@@ -75,7 +74,7 @@ class ICudaEngine(fake.ICudaEngine):
         tensors = [[*_described(value), is_input] for values, is_input in
                    ((model.graph.input, True), (model.graph.output, False)) for value in values]
         rows = int(next(entry.value for entry in model.metadata_props if entry.key == ROWS))
-        super().__init__({"tensors": tensors, "rows": rows}, None, log, {})
+        super().__init__({"tensors": tensors, "rows": [rows]}, None, log, {})
         self.evaluator, self.outputs = ReferenceEvaluator(model, new_ops=list(OPS)), model.graph.output
 
     def create_execution_context(self):

@@ -92,6 +92,11 @@ def pagelocked_zeros(shape, dtype):
     return np.zeros(shape, dtype)
 
 
+def memset_d8_async(address, value, count, stream):
+    _call("cuMemsetD8Async", ctypes.c_void_p(address), ctypes.c_ubyte(value), ctypes.c_size_t(count),
+          ctypes.c_void_p(stream.handle))
+
+
 def memcpy_htod_async(address, array, stream):
     _call("cuMemcpyHtoDAsync_v2", ctypes.c_void_p(address), ctypes.c_void_p(array.ctypes.data),
           ctypes.c_size_t(array.nbytes), ctypes.c_void_p(stream.handle))
