@@ -17,11 +17,12 @@ from edge_awq.model.config import DecoderConfig
 from edge_awq.model.decoder import Decoder, Linear, Weights, norm, plain_linear, run_block
 from edge_awq.model.family import Fold
 from edge_awq.model.folds import ACT_SCALE, fold_groups, has_act_scale
+from edge_awq.quantize.choice import Evidence, choose
 from edge_awq.quantize.int4 import HALF_MAX, IntGrid
 from edge_awq.quantize.judge import Judged, beginning, judged_attention, judged_linears, judged_mlp, judged_together
 from edge_awq.quantize.report import BlockReport
 from edge_awq.quantize.stats import InputStats
-from edge_awq.quantize.unit import Trial, Unit, choose, quantize_unit
+from edge_awq.quantize.unit import Trial, Unit, quantize_unit
 from edge_awq.target import QuantSpec
 
 PRECISIONS = ("w4a16", "fp16")
@@ -29,11 +30,12 @@ RECIPES = ("awq", "rtn", "best")
 SEARCH_TOKENS = 512  # out of all calibration text: on these the scales of the MLP and of single linears are judged
 HEAD_TOKENS = 256  # the same for the head, whose outputs are many
 TRIAL_WORK = 5e10  # multiplications when a block with AWQ is held against one with plain rounding: about a second
+HELD_OUT = 1 / 16  # of the sequences: GPTQ fits its rounding to the others, so these decide whether it is kept
 
 
 @dataclass(frozen=True)
 class QuantizeSettings:
-    """precision: w4a16, or fp16 (nothing is quantized); recipe: awq, best (GPTQ on top), or rtn (needs no text)."""
+    """precision: w4a16, or fp16 (nothing is quantized); recipe: awq, best (GPTQ too), or rtn (needs no text)."""
 
     precision: str
     recipe: str
@@ -101,11 +103,25 @@ def quantize_block(
     if not settings.needs_calibration:
         return QuantizedBlock(plain.tensors(), BlockReport(name, "rtn", clipped=plain.clipped)), None
     generator = torch.Generator().manual_seed(settings.seed + index)
-    stats, outputs = _observe(unit, hidden, generator, settings.hessians)
-    tokens = beginning(hidden, sum(tensor.numel() for tensor in weights.values()), TRIAL_WORK)
-    judge = _BlockJudge(config, index, unit, hidden, generator)
-    kept, report = choose(unit, plain, stats, judge, Trial(hidden[:, :tokens], outputs[:, :tokens]))
+    fitted = _fitted(hidden, settings)
+    stats, outputs = _observe(unit, hidden, fitted, generator, settings.hessians)
+    judge = _BlockJudge(config, index, unit, hidden[:fitted], generator)
+    seen = _trial(unit, hidden[:fitted], outputs[:fitted])
+    trial = seen if fitted == len(hidden) else _trial(unit, hidden[fitted:], outputs[fitted:])
+    evidence = Evidence(stats, judge, trial, seen, config.head_size, generator)
+    kept, report = choose(unit, plain, evidence)
     return QuantizedBlock(kept.tensors(), report), outputs
+
+
+def _fitted(hidden: torch.Tensor, settings: QuantizeSettings) -> int:
+    """How many of the sequences scales, ranges and integers are fitted to; the rest, if any, is held out."""
+    sequences = len(hidden)
+    return sequences - int(HELD_OUT * sequences) if settings.hessians else sequences
+
+
+def _trial(unit: Unit, hidden: torch.Tensor, outputs: torch.Tensor) -> Trial:
+    tokens = beginning(hidden, sum(tensor.numel() for tensor in unit.weights.values()), TRIAL_WORK)
+    return Trial(hidden[:, :tokens], outputs[:, :tokens])
 
 
 def _run_block(config: DecoderConfig, index: int, x: torch.Tensor, weights: Weights, linear: Linear) -> torch.Tensor:
@@ -113,13 +129,17 @@ def _run_block(config: DecoderConfig, index: int, x: torch.Tensor, weights: Weig
 
 
 def _observe(
-    unit: Unit, hidden: torch.Tensor, generator: torch.Generator, hessians: bool
+    unit: Unit, hidden: torch.Tensor, fitted: int, generator: torch.Generator, hessians: bool
 ) -> tuple[dict[str, InputStats], torch.Tensor]:
-    """Statistics of every input in the unit, and its outputs; one sequence at a time, so that memory stays small."""
-    observer = unit.observer(_sample(hidden, SEARCH_TOKENS, generator), hessians)
+    """Statistics of every input in the unit over the first ``fitted`` sequences, and its outputs for all of them.
+
+    One sequence at a time, so that memory stays small.
+    """
+    observer = unit.observer(_sample(hidden[:fitted], SEARCH_TOKENS, generator), hessians)
     outputs = torch.empty_like(hidden)
     for sequence, x in enumerate(hidden.split(1)):
-        outputs[sequence] = unit.forward(x, unit.weights, observer.linear)[0]
+        linear = observer.linear if sequence < fitted else plain_linear
+        outputs[sequence] = unit.forward(x, unit.weights, linear)[0]
     if not torch.isfinite(outputs).all():
         raise EdgeAwqError(f"{unit.name}: outputs overflow on the calibration text",
                            hint="the checkpoint is damaged; get another copy")
@@ -178,17 +198,21 @@ def quantize_head(decoder: Decoder, hidden: torch.Tensor | None, settings: Quant
     if not settings.needs_calibration:
         return QuantizedBlock(plain.tensors(), BlockReport("head", "rtn", clipped=plain.clipped))
     generator = torch.Generator().manual_seed(settings.seed + decoder.config.num_layers)
-    sampled = _sample(hidden, HEAD_TOKENS, generator)
-    observer = unit.observer(sampled, settings.hessians and settings.head_bits == 4)  # 255 levels need no feedback
-    for x in hidden.split(1):
+    with_hessian = settings.hessians and settings.head_bits == 4  # 255 levels need no feedback
+    fitted = _fitted(hidden, settings) if with_hessian else len(hidden)
+    sampled = _sample(hidden[:fitted], HEAD_TOKENS, generator)
+    observer = unit.observer(sampled, with_hessian)
+    for x in hidden[:fitted].split(1):
         observer.count("head", norm(decoder.config, "final_norm", x, weights))
-    inputs = hidden.flatten(0, 1)[sampled][None]
+    inputs = hidden[:fitted].flatten(0, 1)[sampled][None]
+    if fitted < len(hidden):
+        inputs = hidden[fitted:].flatten(0, 1)[_sample(hidden[fitted:], HEAD_TOKENS, generator)][None]
     trial = Trial(inputs, unit.forward(inputs, weights, plain_linear))
 
     def judge(fold: Fold, seen: dict[str, InputStats]) -> Judged:
         return judged_linears(weights, fold.linears, seen["head"].sample, generator)
 
-    kept, report = choose(unit, plain, observer.stats(), judge, trial)
+    kept, report = choose(unit, plain, Evidence(observer.stats(), judge, trial))
     return QuantizedBlock(kept.tensors(), report)
 
 

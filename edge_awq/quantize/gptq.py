@@ -61,6 +61,19 @@ def factorize(hessian: torch.Tensor, damping: float = DAMPING) -> Factor:
         damping *= 10
 
 
+def salience(factors: list[Factor]) -> torch.Tensor:
+    """Mean square of each channel that the channels rounded after it cannot make up for, [K] over all spans.
+
+    Once feedback has done what it can, an error d leaves d^2 times this: L_ii^2.
+    """
+    parts = []
+    for factor in factors:
+        found = torch.empty(len(factor.channels))
+        found[factor.channels] = factor.lower.diagonal().square()
+        parts.append(found)
+    return torch.cat(parts)
+
+
 def round_columns(
     weight: torch.Tensor, ranges: tuple[torch.Tensor, torch.Tensor] | None, factors: list[Factor], grid: IntGrid
 ) -> torch.Tensor:
@@ -69,12 +82,21 @@ def round_columns(
     for rows in row_chunks(*weight.shape, CHUNK_ELEMENTS):
         groups = weight[rows].unflatten(1, (-1, grid.group_size))
         bounds = group_ranges(groups) if ranges is None else tuple(bound[rows] for bound in ranges)
-        scale, zero = (values.T.contiguous() for values in scales_and_zeros(*bounds, grid))  # [K/g, n]
-        starts = accumulate((len(factor.channels) for factor in factors), initial=0)
-        for start, factor in zip(starts, factors, strict=False):
-            channels = factor.channels + start
-            found = _round_span(weight[rows].T[channels], (scale, zero, channels // grid.group_size), factor, grid)
-            integers[rows, channels] = found.T
+        integers[rows] = round_to(weight[rows], scales_and_zeros(*bounds, grid), factors, grid)
+    return integers
+
+
+def round_to(
+    weight: torch.Tensor, steps: tuple[torch.Tensor, torch.Tensor], factors: list[Factor], grid: IntGrid
+) -> torch.Tensor:
+    """Integers uint8 [n, K] for ``weight`` [n, K] with the scales and zero points ``steps``, [n, K/g] each."""
+    scale, zero = (values.T.contiguous() for values in steps)  # [K/g, n]
+    integers = torch.empty(weight.shape, dtype=torch.uint8)
+    starts = accumulate((len(factor.channels) for factor in factors), initial=0)
+    for start, factor in zip(starts, factors, strict=False):
+        channels = factor.channels + start
+        found = _round_span(weight.T[channels], (scale, zero, channels // grid.group_size), factor, grid)
+        integers[:, channels] = found.T
     return integers
 
 

@@ -76,9 +76,10 @@ def search_ranges(weight: torch.Tensor, gram: torch.Tensor, grid: IntGrid) -> tu
     """Range of every row and group of ``weight`` [N, K] that loses least: low and high, each [N, K/g].
 
     As in llm-awq each group is judged by its own share of the output, d_g @ x_g for a rounding error d; its mean
-    square over the tokens is d_g G_g d_g with G_g = mean x_g x_g^T: ``gram`` [K/g, g, g]. llm-awq clips both ends at
-    the same magnitude; here each end has its own place, found in ever smaller steps: 23 errors per group, for less
-    than what the best of all 100 pairs of ten fractions leaves. The whole range comes first, so no group gets worse.
+    square over the tokens is d_g G_g d_g with G_g = mean x_g x_g^T: ``gram`` [K/g, g, g], or just a diagonal
+    [K/g, g]. llm-awq clips both ends at the same magnitude; here each end has its own place, found in ever smaller
+    steps: 23 errors per group, for less than what the best of all 100 pairs of ten fractions leaves. The whole range
+    comes first, so no group gets worse.
     """
     parts = []
     for chunk in row_chunks(*weight.shape):
@@ -118,4 +119,6 @@ def group_errors(
     scale, zero = scales_and_zeros(*ranges, grid)
     exact = (groups / scale[..., None]).add_(zero[..., None])
     by_group = exact.round().clamp_(0, grid.top).sub_(exact).transpose(0, 1)  # errors in steps, [K/g, n, g]
+    if gram.ndim == 2:
+        return torch.bmm(by_group.square_(), gram[..., None])[..., 0].T * scale.square()
     return torch.bmm(by_group, gram).mul_(by_group).sum(-1).T * scale.square()

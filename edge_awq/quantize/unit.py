@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 
 from edge_awq.model.decoder import Linear, Weights
 from edge_awq.model.family import Fold
-from edge_awq.quantize.gptq import factorize, round_columns
 from edge_awq.quantize.int4 import IntGrid, PackedLinear, dequantize, grid_for, quantize, row_chunks
-from edge_awq.quantize.judge import Judged
-from edge_awq.quantize.report import BlockReport, FoldReport
-from edge_awq.quantize.search import search_ranges, search_scales
+from edge_awq.quantize.search import search_ranges
 from edge_awq.quantize.stats import InputObserver, InputStats
 
 # What clipping q and k does to the scores is not seen in their own outputs, so llm-awq never clips them. Here they are
 # clipped where the whole block's output gains by it: 3 to 17 % less KL divergence on two small trained models.
 RISKY = ("q", "k")
 DEQUANTIZED_AT_ONCE = 1 << 23  # weights, 32 MB as float32
-
-# Judge(fold, statistics of every input) -> by whose output the fold's scales are judged
-Judge = Callable[[Fold, dict[str, InputStats]], Judged]
 
 
 @dataclass(frozen=True)
@@ -121,63 +114,6 @@ def requantize(unit: Unit, candidate: Candidate, linear: str, stats: dict[str, I
         ranges = search_ranges(weight, stats[unit.input_of(linear)].gram, grid)
     packed, clipped = quantize(unit.path(linear), weight, grid, ranges)
     return replace(candidate, packed=candidate.packed | {linear: packed}, clipped=candidate.clipped | {linear: clipped})
-
-
-def choose(
-    unit: Unit, plain: Candidate, stats: dict[str, InputStats], judge: Judge, trial: Trial
-) -> tuple[Candidate, BlockReport]:
-    """Search and fold scales, search ranges, and keep the result where it is better than ``plain`` rounding.
-
-    Weights of the unit are changed.
-    """
-    loss_plain = trial.loss(unit, plain)
-    stats = dict(stats)
-    folds = tuple(_search_and_fold(unit, fold, stats, judge) for fold in unit.folds)
-    searched = quantize_unit(unit, stats)
-    loss_searched = trial.loss(unit, searched)
-    if risky := [linear for linear in unit.linears if linear in RISKY]:
-        riskier = searched
-        for linear in risky:
-            riskier = requantize(unit, riskier, linear, stats)
-        if (loss := trial.loss(unit, riskier)) < loss_searched:
-            searched, loss_searched = riskier, loss
-    kept, name, loss = (searched, "awq", loss_searched) if loss_searched <= loss_plain else (plain, "rtn", loss_plain)
-    loss_gptq = None
-    if all(seen.hessian for seen in stats.values()):
-        adjusted = round_with_feedback(unit, searched, stats)
-        loss_gptq = trial.loss(unit, adjusted)
-        if loss_gptq < loss:
-            kept, name = adjusted, "gptq"
-    return kept, BlockReport(unit.name, name, loss_plain, loss_searched, folds, kept.clipped, loss_gptq=loss_gptq)
-
-
-def round_with_feedback(unit: Unit, candidate: Candidate, stats: dict[str, InputStats]) -> Candidate:
-    """``candidate`` with every linear rounded anew by GPTQ over whole ranges, from the weights as they stand.
-
-    Ranges that were searched for plain rounding clip what feedback can make up for: on the demo model whole ranges
-    gave 3 to 18 % less KL divergence than any clipped ones.
-    """
-    packed, clipped = {}, {}
-    for first, linears in groupby(sorted(unit.linears, key=unit.input_of), unit.input_of):
-        factors = [factorize(hessian) for hessian in stats[first].hessian]
-        for linear in linears:
-            weight, grid = unit.weights[f"{linear}.weight"], unit.grid_of(linear)
-            integers = round_columns(weight, None, factors, grid)
-            packed[linear], clipped[linear] = quantize(unit.path(linear), weight, grid, None, integers)
-    return replace(candidate, packed=packed, clipped=clipped)
-
-
-def _search_and_fold(unit: Unit, fold: Fold, stats: dict[str, InputStats], judge: Judge) -> FoldReport:
-    linear = fold.linears[0]
-    outputs, inputs = len(unit.weights[f"{fold.source}.weight"]), unit.weights[f"{linear}.weight"].shape[1]
-    if outputs != inputs:
-        return FoldReport(fold.source, fold.linears, skipped=f"{outputs} outputs do not match {inputs} inputs")
-    judged = judge(fold, stats)
-    choice = search_scales(judged.weights, stats[linear].mean_abs, unit.grid_of(linear), judged.output)
-    if choice.ratio > 0:
-        fold_scales(unit.weights, fold, choice.scales)
-        stats[linear] = stats[linear].divided(choice.scales)
-    return FoldReport(fold.source, fold.linears, choice.ratio, choice.error_before, choice.error_after)
 
 
 def fold_scales(weights: Weights, fold: Fold, scales: torch.Tensor) -> None:

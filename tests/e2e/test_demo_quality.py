@@ -1,9 +1,12 @@
-"""AWQ against plain rounding on a real language model: the demo model, with and without outlier channels.
+"""The recipes against each other on a real language model: the demo model, with and without outlier channels.
 
-Judged through the engine that ships: mean KL divergence, in nats per token, of the bundle's next-token distribution to
-the float model's, on text that the model was not trained on. The outliers leave the float model's function as it was.
+Demo KL is the mean KL divergence, in nats per token, of the next-token distribution to the float model's, on 12 windows
+of 256 tokens that the model was not trained on, for the model that the bundle's tensors mean: with activations in
+float32. The engine of target cpu is held to it; its kernels round activations to 8 bits, which adds a little, and much
+where plain rounding leaves outliers in them. The outliers leave the float model's function as it was.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -12,20 +15,24 @@ import onnx
 import pytest
 import torch
 from models import command
+from safetensors.torch import load_file
 
 from edge_awq import load
 from edge_awq.engine.trt.lower import LoweringOptions, lower
 from edge_awq.engine.trt.reference import LoweredReference
 from edge_awq.model.decoder import load_decoder, logits
 from injection import inject_outliers
+from quantized import divergence, float_weights
+from stored import StoredDecoder
 
 KV_WINDOWS, CHUNK = 4, 64
+KV_SHARE = 0.01  # of what 4-bit weights cost: a KV cache of 8 bits; 0.0027 was measured
 TOP = Path(__file__).resolve().parents[2]
 WINDOWS, TOKENS = 12, 256
-RECIPES = ("rtn", "awq", "best")
-GOAL = 0.35  # AWQ's divergence relative to plain rounding's, with outliers x30
-KV_SHARE = 0.01  # of what 4-bit weights cost: a KV cache of 8 bits; 0.0027 was measured
-REACHED = 0.15  # the same of recipe best, whose goal of 0.07 is not met: 0.115 and 0.14 were measured
+GOALS = {"awq": 0.35, "best": 0.07}  # of plain rounding's demo KL with outliers x30, by the project's own choice
+# Recipe best came to 0.070 with the built-in text and to 0.051 with text that the model sampled. Other orders of
+# addition changed that by up to 3 %; a twentieth is allowed.
+BUILT_IN_REACHES = 1.05 * 0.0702
 
 
 @pytest.fixture(scope="module")
@@ -64,47 +71,82 @@ def mean_kl(log_p, log_q):
     return float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean())
 
 
-def divergence(model, out, held_out, *options):
-    """Mean KL of a bundle built from ``model`` to the float model."""
-    result = command("build", model, "-o", out, *options)
-    assert result.code == 0, result
+def kl_of_engine(bundle, held_out):
+    """Mean KL of a bundle to the float model, by the engine that ships."""
     ids, expected = held_out
     total = 0.0
-    with load(out) as session:
+    with load(bundle) as session:
         for window, log_p in zip(ids.tolist(), expected, strict=True):
             session.reset()
             total += mean_kl(log_p, log_probabilities(session.engine.logits(window)))
     return total / len(ids)
 
 
+def demo_kl(model, bundle, held_out):
+    """Mean KL of what a bundle's tensors mean to the float model ``model``."""
+    decoder = load_decoder(model)
+    meant = float_weights(load_file(bundle / "weights.safetensors"), decoder.config)
+    return divergence(StoredDecoder(model, decoder.family, decoder.config, decoder.checkpoint, meant), decoder,
+                      held_out[0])
+
+
+def build(model, out, *options):
+    result = command("build", model, "-o", out, *options)
+    assert result.code == 0, result
+    return out
+
+
 @pytest.fixture(scope="module")
-def natural(demo_model, held_out, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("natural")
-    return {recipe: divergence(demo_model, folder / recipe, held_out, "--recipe", recipe) for recipe in RECIPES}
+def measured(demo_model, held_out, tmp_path_factory):
+    """measured(factor, recipe, *options): demo KL, and the same by the engine; outliers of factor 1 are none."""
+    folder = tmp_path_factory.mktemp("demo")
+
+    @functools.cache
+    def measure(factor, *options):
+        model = folder / f"x{factor:.0f}" if factor > 1 else demo_model
+        if not model.exists():
+            inject_outliers(demo_model, model, factor)
+        bundle = build(model, folder / "-".join((f"{factor:.0f}", *options)), "--recipe", *options)
+        return demo_kl(model, bundle, held_out), kl_of_engine(bundle, held_out)
+
+    return measure
 
 
 def test_fp16_is_the_float_model(demo_model, held_out, tmp_path):
     # The checkpoint is 16-bit: what is left is float32 arithmetic in another order, 1e-6 of the logits or so.
-    assert divergence(demo_model, tmp_path / "b", held_out, "--precision", "fp16") < 1e-8
+    assert kl_of_engine(build(demo_model, tmp_path / "b", "--precision", "fp16"), held_out) < 1e-8
 
 
-def test_awq_costs_nothing_where_there_is_nothing_to_win(natural):
+def test_awq_costs_nothing_where_there_is_nothing_to_win(measured):
     # A small net trained in minutes has no outlier channels: both are equal but for chance, some per cent.
-    assert natural["awq"] < 1.1 * natural["rtn"]
-    assert natural["best"] < natural["awq"]
+    for by in (0, 1):
+        rtn, awq, best = (measured(1.0, recipe)[by] for recipe in ("rtn", "awq", "best"))
+        assert awq < 1.1 * rtn
+        assert best < 0.5 * awq
 
 
 @pytest.mark.parametrize("factor", [30.0, 100.0])
-def test_awq_undoes_outliers_that_rounding_suffers_from(demo_model, held_out, natural, tmp_path, factor):
-    inject_outliers(demo_model, tmp_path / "model", factor)
-    found = {recipe: divergence(tmp_path / "model", tmp_path / recipe, held_out, "--recipe", recipe)
-             for recipe in RECIPES}
-    assert found["rtn"] > 1.5 * natural["rtn"]  # else the fixture shows nothing
-    assert found["best"] < found["awq"] < 0.5 * found["rtn"]
-    assert found["awq"] < 1.3 * natural["rtn"]  # about the error of a model without outliers
-    if factor == 30.0:
-        assert found["awq"] <= GOAL * found["rtn"]
-        assert found["best"] <= REACHED * found["rtn"]
+def test_outliers_that_rounding_suffers_from_are_undone(measured, factor):
+    for by in (0, 1):
+        natural = measured(1.0, "rtn")[by]
+        rtn, awq, best = (measured(factor, recipe)[by] for recipe in ("rtn", "awq", "best"))
+        assert rtn > 1.5 * natural  # else the fixture shows nothing
+        assert best < 0.5 * awq < 0.25 * rtn
+        assert awq < 1.3 * natural  # about the error of a model without outliers
+
+
+def test_the_engine_adds_little_to_what_awq_leaves(measured):
+    for recipe in ("awq", "best"):
+        weights, engine = measured(30.0, recipe)
+        assert 0 < engine - weights < 2e-4  # 1.2e-4 was measured; 8-bit activations cost it with any weights
+
+
+def test_the_goals_with_outliers_x30(measured):
+    """With the built-in text, little of which is like what the model was trained on, best is at the goal's edge."""
+    rtn = measured(30.0, "rtn")[0]
+    assert measured(30.0, "awq")[0] <= GOALS["awq"] * rtn
+    assert measured(30.0, "best")[0] <= BUILT_IN_REACHES * rtn
+    assert measured(30.0, "best", "--calibration", "self")[0] <= GOALS["best"] * rtn
 
 
 def test_a_kv_cache_of_8_bits_costs_little_beside_4_bit_weights(demo_model, held_out, tmp_path):

@@ -137,10 +137,11 @@ def test_q_and_k_are_clipped_only_where_the_block_gains(tmp_path, monkeypatch):
     decoder = make(tmp_path)
     hidden = F.embedding(token_ids(decoder), decoder.embed())
     found = quantize_block(decoder, 0, hidden, AWQ)[0].report
-    monkeypatch.setattr("edge_awq.quantize.unit.RISKY", ())
-    always = quantize_block(decoder, 0, hidden, AWQ)[0].report
-    monkeypatch.setattr("edge_awq.quantize.unit.RISKY", ("q", "k"))
-    monkeypatch.setattr("edge_awq.quantize.unit.requantize", never_clip(("q", "k")))
+    with monkeypatch.context() as patch:
+        for module in ("unit", "choice"):
+            patch.setattr(f"edge_awq.quantize.{module}.RISKY", ())
+        always = quantize_block(decoder, 0, hidden, AWQ)[0].report
+    monkeypatch.setattr("edge_awq.quantize.choice.requantize", never_clip(("q", "k")))
     never = quantize_block(decoder, 0, hidden, AWQ)[0].report
     assert found.loss_awq == min(always.loss_awq, never.loss_awq)
     assert (found.clipped["q"] + found.clipped["k"] > 0) == (always.loss_awq < never.loss_awq)
