@@ -8,7 +8,6 @@ import vtable
 from attention_harness import Heads, Result, quantized, random_step
 from attention_harness import reference as attention_reference
 from kernel_harness import guarded, poisoned
-from library_harness import Device
 from matmul_harness import activations, assert_product, pack, random_matrix
 from vtable import CHW2, FLOAT, HALF, INT8, INT32, INT64, LINEAR
 
@@ -21,17 +20,6 @@ ATTENTION = {"num_heads": 4, "kv_num_heads": 2, "head_size": 64, "scale": HEADS.
 ATTENTION_TYPES = [HALF, HALF, HALF, HALF, HALF, INT64, FLOAT, FLOAT, FLOAT, HALF, HALF, HALF]
 BYTES_TYPES = [HALF, HALF, HALF, INT8, INT8, FLOAT, FLOAT, INT64, FLOAT, FLOAT, HALF, INT8, INT8, FLOAT, FLOAT]
 ROUNDINGS = 400
-
-
-@pytest.fixture(scope="module")
-def shared_device():
-    return Device.make()
-
-
-@pytest.fixture
-def device(shared_device):
-    shared_device.reset()
-    return shared_device
 
 
 @pytest.fixture(params=[10, 8], ids=["IPluginV3", "IPluginV2DynamicExt"])

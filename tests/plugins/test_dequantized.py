@@ -3,24 +3,12 @@
 import numpy as np
 import pytest
 from kernel_harness import HALF_ROUNDOFF, KernelError, guarded, poisoned
-from library_harness import Device
 from matmul_harness import Fp16Matrix, activations, assert_product, pack, random_matrix
 from test_adapters import addresses, creators, descs, ranged
 from vtable import HALF, INT8
 
 TYPES = [HALF, INT8, HALF, INT8, HALF]
 ROUNDINGS = 400
-
-
-@pytest.fixture(scope="module")
-def shared_device():
-    return Device.make()
-
-
-@pytest.fixture
-def device(shared_device):
-    shared_device.reset()
-    return shared_device
 
 
 def stored(matrix):

@@ -12,7 +12,6 @@ from attention_harness import DecodeAttentionArguments
 from kernel_harness import KernelError, build_kernels, pointer
 from library_harness import (
     COMPILERS,
-    Device,
     build_for,
     build_library,
     built_driver,
@@ -35,17 +34,6 @@ class ReadArguments(ctypes.Structure):
 
     _fields_ = (("data", ctypes.c_void_p), ("sums", ctypes.c_void_p), ("vectors", ctypes.c_int64),
                 ("blocks", ctypes.c_int))
-
-
-@pytest.fixture(scope="module")
-def shared_device():
-    return Device.make()
-
-
-@pytest.fixture
-def device(shared_device):
-    shared_device.reset()
-    return shared_device
 
 
 def argmax(device, rows=3, size=4, stream=0):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fake_cuda import ORIN, FakeCuda
 from fake_tensorrt import VOCAB, make_tensorrt, toy_logits
 from onnx import TensorProto, helper
-from toy_bundle import CHUNK, CONTEXT, Notes, install, make_bundle
+from toy_bundle import CHUNK, CONTEXT, Notes, check_chat, install, make_bundle
 
 from edge_awq.bundle import Bundle
 from edge_awq.cli import main
@@ -22,8 +22,6 @@ from edge_awq.engine.standard import builder, compile_bundle, open_engine
 from edge_awq.engine.standard.compile import DECODE_ROWS, WORK
 from edge_awq.engine.standard.runtimes import RUNTIMES, find_runtime, load
 from edge_awq.errors import EdgeAwqError
-from edge_awq.runner.lookup import LookupEngine
-from edge_awq.runner.prefix import PrefixEngine
 
 RTX_4090 = dataclasses.replace(ORIN, name="RTX 4090", compute_capability=(8, 9), sm_count=128, integrated=False)
 RTX, TENSORRT = RUNTIMES
@@ -107,26 +105,7 @@ def test_steps_taken_back_and_logits_of_every_token(machine):
 
 
 def test_guesses_and_turns_of_a_chat_over_the_cache(machine):
-    """The tokens of plain greedy decoding, with what is in the cache not run again."""
-    def greedy(prompt, count):
-        text = list(prompt)
-        for _ in range(count):
-            text.append(int(expected(text).argmax()))
-        return text
-
-    engine, _ = machine
-    looked_up = LookupEngine(engine, 3)
-    session, text = PrefixEngine(looked_up), []
-    for said in (IDS[:20], IDS[5:17], IDS[:20]):
-        text += said
-        assert session.keep(text) == max(len(text) - len(said) - 1, 0)
-        logits = session.prefill(text[session.length :])
-        for _ in range(12):
-            text.append(int(logits.argmax()))
-            logits = session.step(text[-1])
-        assert text == greedy(text[:-12], 12)
-        session.truncate(len(text) - 1)
-    assert looked_up.guessed > 0
+    check_chat(machine[0], expected, [IDS[:20], IDS[5:17], IDS[:20]])
 
 
 def test_the_next_token_is_chosen_from_logits(machine):

@@ -11,13 +11,11 @@ import pytest
 from fake_cuda import ORIN, FakeCuda
 from fake_tensorrt import VOCAB, toy_logits
 from safetensors import safe_open
-from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, expected_weights_sum, install, make_bundle
+from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, check_chat, expected_weights_sum, install, make_bundle
 
 from edge_awq.bundle import Bundle
 from edge_awq.engine.trt import compile_bundle, open_engine, upload
 from edge_awq.errors import EdgeAwqError
-from edge_awq.runner.lookup import LookupEngine
-from edge_awq.runner.prefix import PrefixEngine
 
 IDS = [(7 * place * place + 3) % VOCAB for place in range(2 * CHUNK + 13)]
 
@@ -120,26 +118,7 @@ def test_greedy_steps_judge_the_logits_of_greedy_steps_alone(machine):
 
 
 def test_guesses_and_turns_of_a_chat_over_the_cache(machine):
-    """The tokens of plain greedy decoding, with what is in the cache not run again."""
-    def greedy(prompt, count):
-        text = list(prompt)
-        for _ in range(count):
-            text.append(int(expected(text).argmax()))
-        return text
-
-    engine, _ = machine
-    looked_up = LookupEngine(engine, 3)
-    session, text = PrefixEngine(looked_up), []
-    for said in (IDS[:20], IDS[5:17], IDS[:20]):
-        text += said
-        assert session.keep(text) == max(len(text) - len(said) - 1, 0)
-        logits = session.prefill(text[session.length :])
-        for _ in range(12):
-            text.append(int(logits.argmax()))
-            logits = session.step(text[-1])
-        assert text == greedy(text[:-12], 12)
-        session.truncate(len(text) - 1)
-    assert looked_up.guessed > 0
+    check_chat(machine[0], expected, [IDS[:20], IDS[5:17], IDS[:20]])
 
 
 def test_prompt_without_a_prefill_engine(bundle, monkeypatch):

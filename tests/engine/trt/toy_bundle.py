@@ -17,6 +17,8 @@ from onnx import TensorProto, helper
 from edge_awq.bundle import Manifest, seal
 from edge_awq.detect import Machine
 from edge_awq.export.ops import CONTRACT_VERSION
+from edge_awq.runner.lookup import LookupEngine
+from edge_awq.runner.prefix import PrefixEngine
 from stored import write_weights
 
 CONTEXT, CHUNK, MOST_ROWS = 256, 64, 8
@@ -150,3 +152,22 @@ class Notes:
 
     def note(self, text):
         self.notes.append(text)
+
+
+def check_chat(engine, expected, turns):
+    """Guesses and turns of a chat give the tokens of plain greedy decoding, and what is in the cache is not run again.
+
+    expected(tokens) are the logits behind them, and ``turns`` the tokens that are said, 12 after each of them answered.
+    """
+    looked_up = LookupEngine(engine, 3)
+    session, text = PrefixEngine(looked_up), []
+    for said in turns:
+        text += said
+        assert session.keep(text) == max(len(text) - len(said) - 1, 0)
+        logits = session.prefill(text[session.length :])
+        for _ in range(12):
+            assert logits.argmax() == expected(text).argmax()
+            text.append(int(logits.argmax()))
+            logits = session.step(text[-1])
+        session.truncate(len(text) - 1)
+    assert looked_up.guessed > 0
