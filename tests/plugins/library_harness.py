@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,9 @@ def named_driver() -> Path:
     return named
 
 
+CONTEXT_IDS = itertools.count(2)  # never again the same: a library that is loaded sees the last one's context
+
+
 def fresh_library(driver: Path | str) -> ctypes.CDLL:
     """A copy of the library, so that it meets ``driver`` as if no other had been there before."""
     copy = Path(tempfile.mkdtemp(dir=folder().name)) / "libedge_awq_plugins.so"
@@ -134,7 +138,6 @@ class Device:
 
     library: ctypes.CDLL
     driver: ctypes.CDLL
-    contexts: int = field(default=1)
 
     @classmethod
     def make(cls) -> Device:
@@ -148,9 +151,8 @@ class Device:
 
     def reset(self, **settings: int) -> None:
         """A new context on a device with these settings, and no faults."""
-        self.contexts += 1
         defaults = {"compute_capability": 87, "multiprocessors": 16, "context": 1, "run": 1, "schedule": 0}
-        for name, value in (defaults | {"context_id": self.contexts} | settings).items():
+        for name, value in (defaults | {"context_id": next(CONTEXT_IDS)} | settings).items():
             self.driver.fake_set(name.encode(), value)
         self.driver.fake_work()
         self.driver.fake_forget()
