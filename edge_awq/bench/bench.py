@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_awq.bench.engines import ENGINES
-from edge_awq.bench.measure import Bench, Entry, Outcome, Settings, Subject
+from edge_awq.bench.measure import Bench, Entry, Keep, Outcome, Settings, Subject
 from edge_awq.bench.protocols import find_protocol
 from edge_awq.bench.results import BASELINE_ENGINE, FIGURE_PROTOCOL, OWN_ENGINE
 from edge_awq.bench.shape_models import make_shape_models, parse_precisions
@@ -101,13 +101,13 @@ class Prepared:
     meter: MeterChoice
 
 
-def run_bench(request: BenchRequest, progress: Progress | None = None) -> Outcome:
-    """Measure everything that ``request`` names.
+def run_bench(request: BenchRequest, progress: Progress | None = None, keep: Keep | None = None) -> Outcome:
+    """Measure everything that ``request`` names; ``keep`` as for `measure_prepared`.
 
     Raises:
         EdgeAwqError: it cannot be compared, a meter asked for by name does not work, or nothing could be measured.
     """
-    return measure_prepared(prepare(request), progress or Quiet())
+    return measure_prepared(prepare(request), progress or Quiet(), keep)
 
 
 def prepare(request: BenchRequest) -> Prepared:
@@ -127,8 +127,11 @@ def prepare(request: BenchRequest) -> Prepared:
     return Prepared(_subject(request, bundles[0], device), settings, entries, request.meter)
 
 
-def measure_prepared(prepared: Prepared, progress: Progress) -> Outcome:
+def measure_prepared(prepared: Prepared, progress: Progress, keep: Keep | None = None) -> Outcome:
     """Measure it, with a meter of its own.
+
+    Args:
+        keep: called after every result with all that was measured so far.
 
     Raises:
         EdgeAwqError: a meter asked for by name does not work, or nothing could be measured.
@@ -136,7 +139,8 @@ def measure_prepared(prepared: Prepared, progress: Progress) -> Outcome:
     with start_meter(prepared.meter) as meter:
         if meter.asked_for:
             meter.ready()  # it must measure: say so before anything long begins
-        outcome = Bench(prepared.subject, prepared.settings, meter, progress).measure(prepared.entries)
+        bench = Bench(prepared.subject, prepared.settings, meter, progress, keep=keep or (lambda outcome: None))
+        outcome = bench.measure(prepared.entries)
     if not outcome.results:
         raise EdgeAwqError(f"nothing was measured: {'; '.join(outcome.left_out)}",
                            hint="take a bundle with a longer context, or another protocol or engine")

@@ -78,6 +78,9 @@ class Outcome:
     meter_warnings: list[str] = field(default_factory=list)
 
 
+Keep = Callable[[Outcome], None]  # given all that was measured so far, after every result
+
+
 @dataclass(frozen=True)
 class Bench:
     """What every measurement needs; ``start`` makes the engine's process."""
@@ -87,6 +90,7 @@ class Bench:
     meter: Monitor
     progress: Progress
     start: Callable[[Candidate, int, int], Worker] = Worker
+    keep: Keep = lambda outcome: None
 
     def measure(self, entries: Sequence[Entry]) -> Outcome:
         """Every entry alone, one after the other, with the same prompts and the same KV cache."""
@@ -108,15 +112,19 @@ class Bench:
                 self._warm_up(worker, cases[0])
                 idle_w = self.meter.measure_idle(self.settings.idle_s) if self.meter.ready() is not None else None
                 for case in cases:
-                    outcome.results.append(self._measure_case(entry, worker, case, (idle_w, advance)))
+                    self._add(self._measure_case(entry, worker, case, (idle_w, advance)), outcome)
                     left.remove(case)
         except EngineEnded as ended:
             names = [f"{case.prompt_tokens} + {case.generated_tokens}" for case in left]
             if ended.oom:
-                outcome.results.append(self._out_of_memory(entry, left[0]))
+                self._add(self._out_of_memory(entry, left[0]), outcome)
                 names = names[1:]
             if names:
                 outcome.left_out.append(f"{entry.words} at {', '.join(names)}: {ended.message}")
+
+    def _add(self, result: Result, outcome: Outcome) -> None:
+        outcome.results.append(result)
+        self.keep(outcome)
 
     def _warm_up(self, worker: Worker, case: Case) -> None:
         worker.prefill(self._prompt(case))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_awq.cli.common import Finite, check_new_file, progress
 from edge_awq.errors import EdgeAwqError
+
+if TYPE_CHECKING:
+    from edge_awq.bench.measure import Outcome
 
 _METER = (
     click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter, as for run.  [default: auto]"),
@@ -57,7 +61,8 @@ def report(results: tuple[Path, ...], output: Path) -> None:
               help="Exit with 1 if anything is slower than there, or takes more joules, by more than the noise.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: each engine's own choice]")
 @_meter_options
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json", help="Write the results.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",
+              help="Write the results, again after every one.")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON instead of a table.")
 def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     """Measure tokens/s and joules per token of BUNDLES, of one model, beside other engines."""
@@ -71,12 +76,30 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     if compare is not None:
         read_results(compare)  # what is wrong with it is known before anything long begins
     bars = progress()
-    outcome = run_bench(request_from_options(bundles, bars, **options), bars)
-    as_text = results_json(outcome.results, outcome.left_out, outcome.meter_warnings)
-    for line in [as_text] if as_json else show_results(outcome):
-        click.echo(line)
-    if output is not None:  # after they were shown: a disk that is full loses nothing
-        write_results(output, outcome.results, outcome.left_out, outcome.meter_warnings)
+    so_far: list[Outcome] = []
+
+    def write(outcome: Outcome) -> None:
+        if output is not None:
+            write_results(output, outcome.results, outcome.left_out, outcome.meter_warnings)
+
+    def keep(outcome: Outcome) -> None:
+        so_far[:] = [outcome]
+        with contextlib.suppress(OSError):  # a full disk ends nothing; what is still wrong at the end is told then
+            write(outcome)
+
+    def show(outcome: Outcome) -> None:
+        as_text = results_json(outcome.results, outcome.left_out, outcome.meter_warnings)
+        for line in [as_text] if as_json else show_results(outcome):
+            click.echo(line)
+
+    try:
+        outcome = run_bench(request_from_options(bundles, bars, **options), bars, keep)
+    except KeyboardInterrupt:
+        for measured in so_far:
+            show(measured)
+        raise
+    show(outcome)
+    write(outcome)  # after they were shown: a disk that is full loses nothing
     if compare is not None:
         comparisons = compare_with(compare, outcome.results)
         for line in show_comparison(comparisons):

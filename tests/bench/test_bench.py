@@ -98,6 +98,14 @@ def test_an_engine_that_crashes_is_left_out_and_the_others_are_measured(tmp_path
     assert outcome.left_out == ["edge-awq fp16 at 4 + 200: edge-awq: killed"]
 
 
+def test_every_result_is_kept_as_soon_as_it_is_there(tmp_path):
+    kept, worker = [], ScriptedWorker(Clock(), ends_at=1024, oom=True)
+    measuring = dataclasses.replace(bench(worker, NoMeter(), tmp_path, "realistic", repeats=1),
+                                    keep=lambda outcome: kept.append([one.oom for one in outcome.results]))
+    measuring.measure([entry()])
+    assert kept == [[False], [False, True]]
+
+
 def test_fitting_is_exact_at_the_edge():
     assert fitting(PROTOCOLS["figure"], 204) == ((Case(4, 200),), ())
     assert fitting(PROTOCOLS["figure"], 203)[0] == ()

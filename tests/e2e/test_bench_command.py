@@ -1,6 +1,8 @@
 """The benchmark's command: one small run through real processes, and what it refuses."""
 
+import errno
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -71,6 +73,37 @@ def test_engines_side_by_side_then_compared(made, tmp_path):
         assert json.loads(again.out)["results"][0]["engine"] == "edge-awq"
         assert again.code == code
         assert ("regression" if code else "faster") in again.err
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["to a file", "only shown"])
+def test_ctrl_c_keeps_and_shows_what_was_measured(made, tmp_path, monkeypatch, written):
+    """Ctrl-C while the second bundle decodes."""
+    decode, file, decodes = Worker.decode, tmp_path / "a.json", []
+
+    def interrupted(worker, count):
+        decodes.append(count)
+        if len(decodes) == 3:  # after a warm-up and one repeat of the first
+            signal.raise_signal(signal.SIGINT)
+        return decode(worker, count)
+
+    monkeypatch.setattr(Worker, "decode", interrupted)
+    done = command("bench", made / "w4.bundle", made / "fp16.bundle", "--repeats", 1, "--meter", "none",
+                   *(("-o", file) if written else ()))
+    assert done.code == 1 and done.err.count("Error: ") == 1 and "Error: interrupted" in done.err
+    assert "w4a16" in done.out and "fp16" not in done.out
+    if written:
+        assert [one.result.precision for one in read_results(file)] == ["w4a16"]
+
+
+def test_a_full_disk_ends_nothing_and_the_results_are_shown(made, tmp_path, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("edge_awq.bench.results.write_text", full)
+    done = command("bench", made / "w4.bundle", made / "fp16.bundle", "--repeats", 1, "--meter", "none",
+                   "-o", tmp_path / "a.json")
+    assert done.code == 1 and f"Error: {tmp_path}/a.json: No space left on device" in done.err
+    assert "w4a16" in done.out and "fp16" in done.out
 
 
 def test_a_meter_that_dies_costs_the_joules_and_says_so(made, tmp_path, monkeypatch):
