@@ -31,6 +31,8 @@ GRAPH = "model.onnx"
 WEIGHTS = "weights.safetensors"
 CONFIG = "config.json"
 ENGINES = "engines"
+_CONFIG_KEYS = ("num_layers", "hidden_size", "num_heads", "head_size", "num_kv_heads", "vocab_size", "max_positions",
+                "windows")
 BUILD_AGAIN = "build it again, or copy it again from where it was built"
 UPDATE = "update edge-awq: pip install -U edge-awq"
 
@@ -117,6 +119,18 @@ class Bundle:
         for name, entry in self.manifest.files.items():
             if hash_file(self.path / name) != entry["sha256"]:
                 raise EdgeAwqError(f"{self.path / name} is damaged: its sha256 is not the manifest's", hint=BUILD_AGAIN)
+
+    def check_config(self) -> dict[str, Any]:
+        """The model's configuration, with the values that sizes are made from.
+
+        Raises:
+            EdgeAwqError: one is missing.
+        """
+        missing = [key for key in _CONFIG_KEYS if key not in self.manifest.config]
+        if missing:
+            raise EdgeAwqError(f"{self.path / MANIFEST}: damaged, its config has no {', '.join(missing)}",
+                               hint=BUILD_AGAIN)
+        return self.manifest.config
 
     def check_contract(self) -> None:
         """The graph's ops mean what they mean here; only what runs or compiles it needs that.

@@ -14,7 +14,7 @@ from edge_awq.target import Target, load_targets
 def describe_bundle(bundle: Bundle) -> Iterator[str]:
     """Lines on what a bundle is, how it was quantized, and the files it holds."""
     manifest = bundle.manifest
-    config = manifest.config
+    config = bundle.check_config()
     revision = f" @ {manifest.revision}" if manifest.revision else ""
     yield f"{bundle.path}  (schema {manifest.schema}, every file's hash checked)"
     yield f"  model      {manifest.source}{revision}, family {manifest.family}"
@@ -46,10 +46,17 @@ def _describe_report(report: list[dict[str, Any]]) -> Iterator[str]:
             count = sum(imported.values())
             yield f"  {part['name']:<14}imported: {len(imported)} linears, {count:,} weights equal to the bit"
             continue
-        ratios = " ".join(f"{fold['source']} {fold['ratio']:g}" for fold in part["folds"] if fold["ratio"] is not None)
+        searched = [fold for fold in part["folds"] if fold["ratio"] is not None]
+        ratios = " ".join(f"{fold['source']} {_ratio(part, fold)}" for fold in searched)
         clipped = sum(part["clipped"].values())
         yield (f"  {part['name']:<14}{_error(part['loss_rtn']):>22}{_error(part['loss_awq']):>11}"
                f"{_error(part.get('loss_gptq')):>11}   {part['kept']:<5}{clipped:>9}   {ratios}")
+
+
+def _ratio(part: dict[str, Any], fold: dict[str, Any]) -> str:
+    """Of the scales that were kept: GPTQ's are of the activations and of the weights."""
+    both = fold.get("gptq_ratios") if part["kept"] == "gptq" else None
+    return "/".join(f"{ratio:g}" for ratio in both or (fold["ratio"],))
 
 
 def _error(loss: float | None) -> str:

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from edge_awq.bundle import MANIFEST, SCHEMA, Bundle, Manifest, seal, write_text
+from edge_awq.describe import describe_bundle
 from edge_awq.errors import EdgeAwqError
+from edge_awq.plan.sizes import sizes_of_bundle
 
 MANIFEST_OF_TEST = Manifest(
     name="tiny", source="tiny", revision=None, family="llama", precision="w4a16", config={}, context=8,
@@ -82,6 +84,25 @@ def test_newer_schema(bundle):
 def test_manifest_that_cannot_be(bundle, changes):
     edit(bundle, **changes)
     assert "damaged" in refusal(bundle)
+
+
+def test_a_config_without_what_sizes_need(bundle):
+    with pytest.raises(EdgeAwqError, match="damaged, its config has no num_layers, hidden_size"):
+        list(describe_bundle(bundle))
+    with pytest.raises(EdgeAwqError, match="damaged, its config has no num_layers, hidden_size"):
+        sizes_of_bundle(bundle)
+
+
+@pytest.mark.parametrize(("kept", "shown"), [("awq", "norm 0.5"), ("gptq", "norm 0.75/0.25")])
+def test_ratios_are_of_the_scales_that_were_kept(bundle, kept, shown):
+    fold = {"source": "norm", "ratio": 0.5, "gptq_ratios": [0.75, 0.25]}
+    part = {"name": "blocks.0", "loss_rtn": 0.5, "loss_awq": 0.25, "loss_gptq": 0.125, "kept": kept, "folds": [fold],
+            "clipped": {}}
+    config = dict.fromkeys(("num_layers", "hidden_size", "num_heads", "head_size", "num_kv_heads", "vocab_size",
+                            "max_positions", "windows"), 1)
+    edit(bundle, report=[part], config=config)
+    *_, line = describe_bundle(Bundle.open(bundle.path))
+    assert line.startswith("  blocks.0") and line.endswith(f"   {shown}")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3"])

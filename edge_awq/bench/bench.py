@@ -226,5 +226,5 @@ def _subject(request: BenchRequest, bundle: Bundle, device: str) -> Subject:
     else:
         words = machine.model if machine.is_tegra else next((gpu.name for gpu in machine.gpus), None) or "GPU"
         profile = detect_target(machine).name
-    return Subject(words, profile, request.shape or manifest.source, manifest.config["vocab_size"],
+    return Subject(words, profile, request.shape or manifest.source, bundle.check_config()["vocab_size"],
                    shape=request.shape, random_weights=True if request.shape else None)

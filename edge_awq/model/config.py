@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
 }
+_LAYERS = 10_000  # far above every model; what a damaged file asks for would not fit into memory
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def parse_config(raw: dict[str, Any], family: Family) -> DecoderConfig:
     num_heads, hidden_size = reader.count("num_heads"), reader.count("hidden_size")
     num_kv_heads = reader.count("num_kv_heads", default=num_heads)
     head_size = _head_size(reader, hidden_size, num_heads)
-    max_positions, num_layers = reader.count("max_positions"), reader.count("num_layers")
+    max_positions, num_layers = reader.count("max_positions"), reader.count("num_layers", below=_LAYERS)
     if num_heads % num_kv_heads:
         raise EdgeAwqError(
             f"config.json: {num_heads} query heads do not share {num_kv_heads} KV heads evenly",
@@ -201,10 +202,12 @@ class _Reader:
         """What is written in config.json for ``name``."""
         return " or ".join(self._expressions.get(name, (name,)))
 
-    def count(self, name: str, default: int | None = None) -> int:
+    def count(self, name: str, default: int | None = None, below: float = math.inf) -> int:
+        """A whole number in [1, ``below``)."""
         value = self.value(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.wrong(name, value, "a positive whole number")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < below:
+            bound = "" if below == math.inf else f" below {below}"
+            raise self.wrong(name, value, f"a positive whole number{bound}")
         return value
 
     def number(self, name: str, default: float | None = None, below: float = math.inf) -> float | None:

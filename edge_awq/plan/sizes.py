@@ -86,7 +86,7 @@ def sizes_of(counts: Counts, precision: str, quant: QuantSpec, context: int) -> 
 
 def sizes_of_bundle(bundle: Bundle) -> Sizes:
     """Sizes of a bundle, exactly, from the header of its weights file and from its manifest."""
-    config, layout = bundle.manifest.config, read_layout(bundle.weights)
+    config, layout = bundle.check_config(), read_layout(bundle.weights)
     matrices = [tensor for name, tensor in layout.items()
                 if name.startswith("blocks.") and name.endswith((".weight", ".qweight")) and len(tensor.shape) == 2]
     in_blocks = sum(math.prod(tensor.shape) * (2 if tensor.dtype == "U8" else 1) for tensor in matrices)

@@ -82,6 +82,7 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     ({**MPT, "attn_config": {"clip_qkv": -6}}, "attn_config.clip_qkv = -6, a positive number"),
     ({**MPT, "expansion_ratio": "four"}, "expansion_ratio = 'four', a positive number"),
     ({**MPT, "expansion_ratio": 2.5}, "expansion_ratio * d_model or 4 * d_model = 320.0, a positive whole number"),
+    ({**MPT, "n_layers": 10**12}, "n_layers = 1000000000000, a positive whole number below 10000"),
     ({**MPT, "n_heads": 3}, "3 heads do not share 128 hidden channels"),
     ({**MPT, "tie_word_embeddings": "yes"}, "tie_word_embeddings = 'yes', true or false"),
     ({**FALCON, "alibi": True}, "alibi = True is not supported for family 'falcon'"),

@@ -53,7 +53,8 @@ class OrtEngine:
             EdgeAwqError: the graph is missing, or onnxruntime cannot load it or would not compute what was meant.
         """
         if not graph.is_file():
-            raise EdgeAwqError(f"{graph} is missing", hint="build the bundle for a target that runs on onnxruntime")
+            raise EdgeAwqError(f"{graph} is missing",
+                               hint="build the bundle with this version, for a target that runs on onnxruntime")
         self.provenance = {"file": f"{ENGINES}/{graph.name}", "runtime_version": __version__}
         self.context = settings.context
         self.length = 0
