@@ -30,9 +30,10 @@ KV_SHARE = 0.01  # of what 4-bit weights cost: a KV cache of 8 bits; 0.0027 was 
 TOP = Path(__file__).resolve().parents[2]
 WINDOWS, TOKENS = 12, 256
 GOALS = {"awq": 0.35, "best": 0.07}  # of plain rounding's demo KL with outliers x30, by the project's own choice
-# Recipe best came to 0.070 with the built-in text and to 0.051 with text that the model sampled. Other orders of
-# addition changed that by up to 3 %; a twentieth is allowed.
-BUILT_IN_REACHES = 1.05 * 0.0702
+# What the recipes came to with the built-in text. The demo model is trained where the test runs; another processor's
+# order of addition makes another model: 0.34 and 0.0702 on an AMD EPYC, 0.355 and 0.065 on an Intel Xeon. A twentieth
+# above the larger is allowed. With text that the model sampled: 0.28 and 0.051, 0.275 and 0.049.
+BUILT_IN_REACHES = {"awq": 1.05 * 0.355, "best": 1.05 * 0.0702}
 
 
 @pytest.fixture(scope="module")
@@ -142,11 +143,11 @@ def test_the_engine_adds_little_to_what_awq_leaves(measured):
 
 
 def test_the_goals_with_outliers_x30(measured):
-    """With the built-in text, little of which is like what the model was trained on, best is at the goal's edge."""
+    """With the built-in text, little of which is like what the model was trained on, both are at the goals' edge."""
     rtn = measured(30.0, "rtn")[0]
-    assert measured(30.0, "awq")[0] <= GOALS["awq"] * rtn
-    assert measured(30.0, "best")[0] <= BUILT_IN_REACHES * rtn
-    assert measured(30.0, "best", "--calibration", "self")[0] <= GOALS["best"] * rtn
+    for recipe, goal in GOALS.items():
+        assert measured(30.0, recipe)[0] <= BUILT_IN_REACHES[recipe] * rtn
+        assert measured(30.0, recipe, "--calibration", "self")[0] <= goal * rtn
 
 
 def test_a_kv_cache_of_8_bits_costs_little_beside_4_bit_weights(demo_model, held_out, tmp_path):

@@ -22,8 +22,8 @@ from edge_awq.runner.prefix import PrefixEngine
 from stored import write_weights
 
 CONTEXT, CHUNK, MOST_ROWS = 256, 64, 8
-CONFIG = {"vocab_size": VOCAB, "hidden_size": 5, "num_kv_heads": 1, "head_size": 8, "windows": [None, None],
-          "max_positions": CONTEXT}
+CONFIG = {"vocab_size": VOCAB, "hidden_size": 5, "num_layers": 2, "num_heads": 1, "num_kv_heads": 1, "head_size": 8,
+          "windows": [None, None], "max_positions": CONTEXT}
 TENSORS = {
     "embed.weight": np.zeros((VOCAB, 5), np.float16),
     "gain": np.linspace(-1, 1, 50, dtype=np.float32),
