@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_awq.bench.engines import ENGINES
-from edge_awq.bench.measure import Bench, Entry, Keep, Outcome, Settings, Subject
+from edge_awq.bench.measure import Bench, Entry, Keep, Outcome, Settings, Subject, keep_nothing
 from edge_awq.bench.protocols import find_protocol
 from edge_awq.bench.results import BASELINE_ENGINE, FIGURE_PROTOCOL, OWN_ENGINE
 from edge_awq.bench.shape_models import make_shape_models, parse_precisions
@@ -101,7 +101,7 @@ class Prepared:
     meter: MeterChoice
 
 
-def run_bench(request: BenchRequest, progress: Progress | None = None, keep: Keep | None = None) -> Outcome:
+def run_bench(request: BenchRequest, progress: Progress | None = None, keep: Keep = keep_nothing) -> Outcome:
     """Measure everything that ``request`` names; ``keep`` as for `measure_prepared`.
 
     Raises:
@@ -127,7 +127,7 @@ def prepare(request: BenchRequest) -> Prepared:
     return Prepared(_subject(request, bundles[0], device), settings, entries, request.meter)
 
 
-def measure_prepared(prepared: Prepared, progress: Progress, keep: Keep | None = None) -> Outcome:
+def measure_prepared(prepared: Prepared, progress: Progress, keep: Keep = keep_nothing) -> Outcome:
     """Measure it, with a meter of its own.
 
     Args:
@@ -139,7 +139,7 @@ def measure_prepared(prepared: Prepared, progress: Progress, keep: Keep | None =
     with start_meter(prepared.meter) as meter:
         if meter.asked_for:
             meter.ready()  # it must measure: say so before anything long begins
-        bench = Bench(prepared.subject, prepared.settings, meter, progress, keep=keep or (lambda outcome: None))
+        bench = Bench(prepared.subject, prepared.settings, meter, progress, keep=keep)
         outcome = bench.measure(prepared.entries)
     if not outcome.results:
         raise EdgeAwqError(f"nothing was measured: {'; '.join(outcome.left_out)}",

@@ -81,6 +81,10 @@ class Outcome:
 Keep = Callable[[Outcome], None]  # given all that was measured so far, after every result
 
 
+def keep_nothing(outcome: Outcome) -> None:
+    """Of no use before the end."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What every measurement needs; ``start`` makes the engine's process."""
@@ -90,7 +94,7 @@ class Bench:
     meter: Monitor
     progress: Progress
     start: Callable[[Candidate, int, int], Worker] = Worker
-    keep: Keep = lambda outcome: None
+    keep: Keep = keep_nothing
 
     def measure(self, entries: Sequence[Entry]) -> Outcome:
         """Every entry alone, one after the other, with the same prompts and the same KV cache."""

@@ -75,6 +75,9 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     check_new_file(output)
     if compare is not None:
         read_results(compare)  # what is wrong with it is known before anything long begins
+        if output is not None and output.resolve() == compare.resolve():
+            raise EdgeAwqError(f"--compare and -o are both {output}: the results would be compared with themselves",
+                               hint="write them to another file")
     bars = progress()
     so_far: list[Outcome] = []
 

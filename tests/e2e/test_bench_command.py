@@ -95,6 +95,15 @@ def test_ctrl_c_keeps_and_shows_what_was_measured(made, tmp_path, monkeypatch, w
         assert [one.result.precision for one in read_results(file)] == ["w4a16"]
 
 
+def test_results_are_not_compared_with_themselves(made, tmp_path):
+    file = tmp_path / "a.json"
+    assert command("bench", made / "w4.bundle", "--repeats", 1, "--meter", "none", "-o", file).code == 0
+    before = file.read_bytes()
+    done = command("bench", made / "w4.bundle", "--repeats", 1, "--meter", "none", "-o", file, "--compare", file)
+    assert done.code == 1 and f"--compare and -o are both {file}" in done.err
+    assert file.read_bytes() == before
+
+
 def test_a_full_disk_ends_nothing_and_the_results_are_shown(made, tmp_path, monkeypatch):
     def full(path, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
