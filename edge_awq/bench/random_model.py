@@ -13,6 +13,7 @@ import torch
 from edge_awq.bench.hf_folder import hf_config, read_json, replacing, train_tokenizer, write_json, write_text_files
 from edge_awq.bench.random_weights import RandomWeights, stored_name
 from edge_awq.bench.stdlib_text import read_corpus
+from edge_awq.errors import EdgeAwqError
 from edge_awq.model.checkpoint import write_tensors
 from edge_awq.model.config import parse_config
 from edge_awq.model.family import find_family
@@ -40,6 +41,15 @@ def make_random_model(folder: Path, shape: Shape, seed: int = 0, progress: Progr
         _write_shards(partial, _shards(shape, seed), count, progress or Quiet())
         write_json(partial / RECORD, record)
     return folder
+
+
+def with_blocks(shape: Shape, blocks: int) -> Shape:
+    """The shape with ``blocks`` of its blocks: what one costs is known without room for all of them."""
+    key = next(key for key in find_family(shape.config).config["num_layers"] if key in shape.config)
+    if not 1 <= blocks <= shape.config[key]:
+        raise EdgeAwqError(f"{shape.name} with {blocks} blocks is not possible",
+                           hint=f"it has {shape.config[key]}: use 1 to {shape.config[key]}")
+    return Shape(shape.name, {**shape.config, key: blocks}, shape.biases)
 
 
 def _shards(shape: Shape, seed: int) -> Iterator[dict[str, torch.Tensor]]:

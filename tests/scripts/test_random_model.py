@@ -7,7 +7,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-from edge_awq.bench.random_model import make_random_model
+from edge_awq.bench.random_model import make_random_model, with_blocks
 from edge_awq.errors import EdgeAwqError
 from edge_awq.model.config import parse_config
 from edge_awq.model.decoder import load_decoder, logits
@@ -68,6 +68,18 @@ def test_seed_decides_the_weights(tmp_path):
     first, same, other = (make_random_model(tmp_path / name, shape, seed) for name, seed in seeds.items())
     shard = "model-00003-of-00003.safetensors"
     assert (first / shard).read_bytes() == (same / shard).read_bytes() != (other / shard).read_bytes()
+
+
+@pytest.mark.parametrize("name", shape_names())
+def test_a_shape_of_fewer_blocks_is_the_same_otherwise(name):
+    whole, two = find_shape(name).config, with_blocks(find_shape(name), 2).config
+    before, after = (parse_config(config, find_family(config)) for config in (whole, two))
+    assert after.num_layers == 2 and [key for key in whole if whole[key] != two[key]] in (["num_hidden_layers"],
+                                                                                          ["n_layers"])
+    for impossible in (0, before.num_layers + 1):
+        with pytest.raises(EdgeAwqError, match=f"{name} with {impossible} blocks") as raised:
+            with_blocks(find_shape(name), impossible)
+        assert f"it has {before.num_layers}:" in raised.value.hint
 
 
 @pytest.mark.parametrize("name", shape_names())

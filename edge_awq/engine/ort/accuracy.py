@@ -73,6 +73,15 @@ def run_probe(model: onnx.ModelProto, weights: Path, ids: Sequence[int]) -> Prob
     return Probe(logits[0], dict(zip(names, measured, strict=True)))
 
 
+def find_logits(model: onnx.ModelProto, weights: Path, ids: Sequence[int]) -> np.ndarray:
+    """Logits [tokens, vocab_size] float32 of the lowered ``model`` as it is."""
+    alone = onnx.ModelProto()
+    alone.CopyFrom(model)
+    del alone.graph.output[1:]  # the cache is not looked at
+    (logits,) = run_in_parts(alone, weights, _feeds(alone, weights, ids))
+    return logits[0]
+
+
 def above_limit(probe: Probe, limit: float) -> tuple[str, ...]:
     """Matmuls whose error exceeds ``limit``."""
     return tuple(name for name, error in probe.errors.items() if not error <= limit)

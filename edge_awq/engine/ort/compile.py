@@ -11,13 +11,10 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 
 from edge_awq.bundle import ENGINES, GRAPH, WEIGHTS, write_bytes
-from edge_awq.engine.ort.accuracy import LIMIT, AccuracyReport, above_limit, compare, run_probe, set_levels
-from edge_awq.engine.ort.engine import EngineSettings, OrtEngine
+from edge_awq.engine.ort.accuracy import LIMIT, AccuracyReport, above_limit, compare, find_logits, run_probe, set_levels
 from edge_awq.engine.ort.lower import LoweringReport, lower
 from edge_awq.engine.ort.names import RUNTIME, engine_name
 from edge_awq.errors import EdgeAwqError
-
-CANDIDATE = ".candidate"  # ending of a compiled graph that has not been checked yet
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,8 @@ class EngineReport:
 def compile_bundle(folder: Path, probe: Sequence[int], limit: float = LIMIT) -> EngineReport:
     """Lower ``folder``/model.onnx, check it on the tokens ``probe``, and write it into ``folder``/engines.
 
-    Matmuls that int8 activations move by more than ``limit`` (relative L2 error) compute with float32 activations.
+    Matmuls that int8 activations move by more than ``limit`` (relative L2 error) compute with float32 activations. The
+    graph runs part after part, so that a model's depth costs time and no memory.
 
     Raises:
         EdgeAwqError: the graph cannot be read or run, or the probe is empty.
@@ -49,16 +47,9 @@ def compile_bundle(folder: Path, probe: Sequence[int], limit: float = LIMIT) -> 
     lowered, lowering = lower(canonical)
     exact = run_probe(lowered, weights, probe)
     set_levels(lowered, above_limit(exact, limit))
+    accuracy = compare(exact, find_logits(lowered, weights, probe), limit)
 
-    final = folder / ENGINES / engine_name(graph)
-    final.parent.mkdir(exist_ok=True)
-    candidate = final.with_name(final.name + CANDIDATE)
-    write_bytes(candidate, lowered.SerializeToString())
-    try:
-        engine = OrtEngine(candidate, weights, EngineSettings(context=len(probe), prefill_chunk=len(probe)))
-        accuracy = compare(exact, engine.logits(probe), limit)
-        engine.close()
-        candidate.replace(final)
-    finally:
-        candidate.unlink(missing_ok=True)
-    return EngineReport(f"{ENGINES}/{final.name}", RUNTIME, onnxruntime.__version__, lowering, accuracy)
+    file = folder / ENGINES / engine_name(graph)
+    file.parent.mkdir(exist_ok=True)
+    write_bytes(file, lowered.SerializeToString())
+    return EngineReport(f"{ENGINES}/{file.name}", RUNTIME, onnxruntime.__version__, lowering, accuracy)
