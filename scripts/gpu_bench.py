@@ -89,8 +89,6 @@ class Bench:
             for shape in dict.fromkeys(model.matrices.values()):
                 self.measure(lambda shape=shape, model=model: matmul(self.maker, shape, model.group_size),
                              peers=(shape, model.group_size))
-                self.measure(lambda shape=shape, model=model: matmul(self.maker, shape, model.group_size, 1,
-                                                                     "int4 chained"))
             self.measure(lambda model=model: matmul(self.maker, (model.vocabulary, model.hidden), model.group_size))
             for kv_bits in (16, 8):
                 self.measure(lambda model=model, kv_bits=kv_bits: attention(self.maker, model, self.settings.past,
@@ -99,17 +97,16 @@ class Bench:
             for dependent in (0, 1) if self.device.gpu.compute_capability >= 90 else (0,):
                 for matrices_only in (True, False):
                     self.chain(model, matrices_only, dependent)
-                self.chain(model, True, dependent, "int4 chained")
         self.cost_of_rows(self.settings.models[0])
         self.prompt(self.settings.models[0])
         return self.rows
 
-    def chain(self, model: Model, matrices_only: bool, dependent: int, kind: str = "int4") -> None:
-        """Layers of ``model`` in a row; kind is one of KINDS with 4 bits."""
+    def chain(self, model: Model, matrices_only: bool, dependent: int) -> None:
+        """Layers of ``model`` in a row."""
         weight_bytes = sum(N * K // 2 for N, K in model.matrices.values())
         count = max(self.settings.least_layers, -(-4 * self.device.gpu.l2_bytes // weight_bytes))
         self.device.library.edge_awq_set_dependent_launch(dependent)
-        self.measure(lambda: layers(self.maker, model, count, matrices_only, self.settings.past, kind),
+        self.measure(lambda: layers(self.maker, model, count, matrices_only, self.settings.past),
                      suffix=", dependent launch" if dependent else "")
         self.device.library.edge_awq_set_dependent_launch(0)
 

@@ -118,8 +118,7 @@ def copies_for(device: Device, size: int, least: int = 2) -> int:
 
 # What a kind of matrix is: bits of its weights, its op, and attributes beside the shape.
 KINDS: dict[str, tuple[int, str, dict[str, int]]] = {
-    "int4": (4, "Int4MatMul", {}), "int4 chained": (4, "Int4MatMul", {"fp16_chains": 1}),
-    "int4 dequantized": (4, "Int4MatMul", {"dequantize_from": 9}),
+    "int4": (4, "Int4MatMul", {}), "int4 dequantized": (4, "Int4MatMul", {"dequantize_from": 9}),
     "int8": (8, "Int8MatMul", {}), "fp16": (16, "Fp16MatMul", {})}
 
 
@@ -240,15 +239,14 @@ def attention(maker: Maker, model: Model, past: int = PAST, tokens: int = 1, kv_
 RMS_NORM, GELU, SILU = 1, 2, 4  # as common/linear.h counts norms and activations
 
 
-def layers(maker: Maker, model: Model, count: int, matrices_only: bool, past: int = PAST,
-           kind: str = "int4") -> Workload:
+def layers(maker: Maker, model: Model, count: int, matrices_only: bool, past: int = PAST) -> Workload:
     """``count`` distinct layers in a row, for one token: five launches each, or the four of the matrices alone."""
     device, shapes = maker.device, model.matrices
     hidden, calls = device.put(np.ones((1, 1, model.hidden), np.float16)), AttentionCalls.make(maker, model, past)
     gains = device.put(np.ones(model.hidden, np.float32))
     around = {"qkv": {"norm": RMS_NORM}, "o": {"has_residual": 1}, "down": {"has_residual": 1},
               "up": {"norm": RMS_NORM, "gated": int(model.gated), "activation": SILU if model.gated else GELU}}
-    ops = {name: device.op(KINDS[kind][1], K=K, N=N, group_size=model.group_size, **around[name], **KINDS[kind][2])
+    ops = {name: device.op("Int4MatMul", K=K, N=N, group_size=model.group_size, **around[name])
            for name, (N, K) in shapes.items()}
     qkv, inner, attended = (device.put(np.ones((1, 1, size), np.float16))
                             for size in (shapes["qkv"][0], model.mlp, shapes["o"][1]))
@@ -272,6 +270,5 @@ def layers(maker: Maker, model: Model, count: int, matrices_only: bool, past: in
         steps += layer
     launch_all = lambda: [step() for step in steps] and None  # noqa: E731
     what = "matrices" if matrices_only else "layers"
-    what += "" if kind == "int4" else f", {kind}"
     return Workload(f"{model.name}: {count} {what}", size, [launch_all],
                     details={"layers": count, "launches_per_layer": len(steps) // count, "past": past})

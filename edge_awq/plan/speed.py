@@ -14,8 +14,8 @@ from edge_awq.target import Mode, Target
 
 # Bits that a cached key or value may have, the usual first: float32 on the CPU; float16 or bytes on a GPU.
 KV_BITS = {"onnxruntime": (32,), "tensorrt": (16, 8)}
-# The GEMVs' cubins hold at most this many instructions per weight (tests/plugins counts them), 128 a clock and SM.
-INSTRUCTIONS_PER_WEIGHT = 3.0
+# One token's GEMVs hold at most this many instructions per weight (tests/plugins counts them), 128 a clock and SM.
+INSTRUCTIONS_PER_WEIGHT = 1.7
 INSTRUCTIONS_PER_CLOCK = 128
 
 

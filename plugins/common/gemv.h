@@ -4,33 +4,31 @@
 
 #include "device.h"
 #include "epilogue.h"
-#include "gemv_norm.h"
+#include "gemv_rows.h"
 #include "gemv_shape.h"
 
 namespace edge_awq {
 
 // What a block of a GEMV shares beside the rows of x.
-template <class Results, class Norm>
+template <class Results, class Rows>
 struct GemvShared {
   Results results;
-  typename Norm::Sums norm;
+  typename Rows::Sums norm;
 };
 
 // The warps' sums in shared memory. Column c of tile t is row t * kTileRows + c % kTileRows of x, and there are
 // kColumns / kTileRows columns for each row, whose sums belong together.
-template <int kTiles, int kTileRows, int kLaneColumns = 2>
+template <int kTiles, int kTileRows>
 struct GemvSums {
-  static constexpr int kColumns = 4 * kLaneColumns;
+  static constexpr int kColumns = 8;
   float sums[kGemvWarps][kTiles][kColumns][kGemvOutputs];
 
   // One lane's results of its warp's products: those of its columns for one value of N, then for the one 8 further on.
-  __device__ __forceinline__ void put(const float (&lane_sums)[kTiles][2 * kLaneColumns]) {
+  __device__ __forceinline__ void put(const float (&lane_sums)[kTiles][4]) {
     const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
     for (int tile = 0; tile < kTiles; ++tile)
-      for (int i = 0; i < 2 * kLaneColumns; ++i) {
-        const int column = lane % 4 * kLaneColumns + i % kLaneColumns;
-        sums[warp][tile][column][lane / 4 + i / kLaneColumns * 8] = lane_sums[tile][i];
-      }
+      for (int i = 0; i < 4; ++i)
+        sums[warp][tile][lane % 4 * 2 + i % 2][lane / 4 + i / 2 * 8] = lane_sums[tile][i];
   }
 
   // One thread per output adds them up, always in the same order, and stores what becomes of the sum.
@@ -63,26 +61,29 @@ struct GemvRows {
   }
 };
 
-// Multiplies this warp's chunks, of which kAhead are always on their way from memory. The first are asked for before
-// the previous kernel, which makes x, has finished.
+// Multiplies this warp's chunks, of which kAhead are always on their way from memory: every kGemvWarps-th of `chunks`,
+// from its own number on. The first are asked for before the previous kernel, which makes x, has finished.
+//
+// A kernel stands at one of its chunks, and `i` counts its chunks from there: load(i, left, loaded) asks for the weights
+// of chunk i if that is one of the `left` chunks that follow; multiply(i, left, loaded, sums) adds its products to sums;
+// advance() goes on by kAhead of them. So places within kAhead chunks are constants, for a load to add to its address.
 template <int kAhead, class Kernel, class Sums>
-__device__ __forceinline__ void multiply_chunks(const Kernel& kernel, int chunks, Sums& sums) {
-  const int warp = threadIdx.x / kWarpSize;
-  decltype(kernel.load(0)) ahead[kAhead];
+__device__ __forceinline__ void multiply_chunks(Kernel& kernel, int chunks, Sums& sums) {
+  typename Kernel::Loaded ahead[kAhead] = {};
+  int left = chunks - threadIdx.x / kWarpSize;
   #pragma unroll
-  for (int i = 0; i < kAhead; ++i)
-    if (warp + i * kGemvWarps < chunks) ahead[i] = kernel.load(warp + i * kGemvWarps);
-  wait_for_previous_kernel();
+  for (int i = 0; i < kAhead; ++i) kernel.load(i, left, ahead[i]);
+  if (chunks > 0) wait_for_previous_kernel();  // always: but no compiler moves a load past a branch
   kernel.prepare();
   #pragma unroll 1
-  for (int first = warp; first < chunks; first += kAhead * kGemvWarps) {
+  for (; left > 0; left -= kAhead * kGemvWarps) {
     #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
-      const int chunk = first + i * kGemvWarps, next = chunk + kAhead * kGemvWarps;
-      if (chunk >= chunks) break;
-      kernel.multiply(chunk, ahead[i], sums);
-      if (next < chunks) ahead[i] = kernel.load(next);
+      if (left <= i * kGemvWarps) break;
+      kernel.multiply(i, left, ahead[i], sums);
+      kernel.load(i + kAhead, left, ahead[i]);
     }
+    kernel.advance();
   }
   let_next_kernel_start();
 }

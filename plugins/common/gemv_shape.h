@@ -8,7 +8,11 @@ constexpr int kGemvThreads = 256;  // per block
 constexpr int kGemvWarps = kGemvThreads / 32;
 constexpr int kGemvMaxRows = 8;    // of x
 
-constexpr int kNormedPitch = 16;              // rows of x in shared memory are multiples of so many vectors of 16 bytes
-constexpr int kNormedMaxBytes = 64 * 1024;    // all rows together
+// Rows of x in shared memory: they are multiples of so many vectors of 16 bytes. All rows together have at most
+// kSharedRowsMaxBytes, where a norm has to be there; where it need not, as many as leave room for two blocks on the GPUs
+// with the least, 100 KiB, beside 9 KiB of static shared memory and 1 KiB of CUDA's for each.
+constexpr int kSharedRowPitch = 16;
+constexpr int kSharedRowsMaxBytes = 64 * 1024;
+constexpr int kSharedRowsGoodBytes = 40 * 1024;
 
 }  // namespace edge_awq

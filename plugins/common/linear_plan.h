@@ -13,9 +13,9 @@ namespace edge_awq {
 constexpr int kMaxInt = 0x7fffffff;  // places of scales are counted in ints ...
 constexpr int kMaxK = 1 << 20;       // ... and so are those in a tile of x
 
-// Rows of x in shared memory, once normalized.
-inline int64_t normed_bytes(const Linear& a) {
-  return static_cast<int64_t>(a.rows) * ((a.K / 8 - 1) / kNormedPitch + 1) * kNormedPitch * 16;
+// Of all rows of x in shared memory.
+inline int64_t shared_rows_bytes(const Linear& a) {
+  return static_cast<int64_t>(a.rows) * ((a.K / 8 - 1) / kSharedRowPitch + 1) * kSharedRowPitch * 16;
 }
 
 inline std::string norm_refusal(const Linear& a) {
@@ -25,9 +25,9 @@ inline std::string norm_refusal(const Linear& a) {
     return a.norm_weight || a.norm_bias ? refusal("norm = %d, but there is a weight or bias", kind) : "";
   if (a.rows > kGemvMaxRows)
     return refusal("rows = %d with a norm, not 1 to %d: launch the norm alone", a.rows, kGemvMaxRows);
-  if (normed_bytes(a) > kNormedMaxBytes)
+  if (shared_rows_bytes(a) > kSharedRowsMaxBytes)
     return refusal("rows = %d of K = %d with a norm take %lld bytes of shared memory, not %d: launch the norm alone",
-                   a.rows, a.K, static_cast<long long>(normed_bytes(a)), kNormedMaxBytes);
+                   a.rows, a.K, static_cast<long long>(shared_rows_bytes(a)), kSharedRowsMaxBytes);
   if (!a.norm_weight) return refusal("norm_weight is null");
   if (a.norm_bias && a.norm != NormKind::kLayer) return refusal("norm = %d has no bias", kind);
   if (!is_aligned(a.norm_weight) || !is_aligned(a.norm_bias))
@@ -61,16 +61,15 @@ inline int output_blocks(const Linear& a, int weight_rows) {
   return (outputs - 1) / per_block + 1;
 }
 
-// Without a norm in front of it, and with one. The normalized rows come beside up to 9 KiB of static shared memory.
+// Kernels that read the rows of x from global memory, and from shared memory, beside up to 9 KiB of static one.
 struct GemvKernel {
-  const char *plain, *normed;
+  const char *global, *shared;
 };
 
-inline Launch gemv_launch(const GemvKernel& kernel, const Linear& a) {
+inline Launch gemv_launch(const GemvKernel& kernel, const Linear& a, bool is_shared) {
   if (a.splits != 1) return refused("splits = %d, but up to %d rows are computed in one", a.splits, kGemvMaxRows);
-  const bool has_norm = a.norm != NormKind::kNone;
-  return {has_norm ? kernel.normed : kernel.plain, static_cast<unsigned>(output_blocks(a, kGemvOutputs)), kGemvThreads,
-          "", has_norm ? static_cast<unsigned>(normed_bytes(a)) : 0};
+  return {is_shared ? kernel.shared : kernel.global, static_cast<unsigned>(output_blocks(a, kGemvOutputs)), kGemvThreads,
+          "", is_shared ? static_cast<unsigned>(shared_rows_bytes(a)) : 0};
 }
 
 // A TileShape as its launches see it.

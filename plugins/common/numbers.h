@@ -90,12 +90,6 @@ __device__ __forceinline__ float power_of_two(float x) {
 #endif
 }
 
-// The same of a whole number from -126 to 127: exactly.
-__device__ __forceinline__ float power_of_two(int x) { return as_float(static_cast<uint32_t>(x + 127) << 23); }
-
-// Of a number of at least 2^-126: the largest whole number whose power_of_two() is no larger.
-__device__ __forceinline__ int exponent_of(float positive) { return static_cast<int>(as_bits(positive) >> 23) - 127; }
-
 // A GPU is off by up to 2^-23 of it.
 __device__ __forceinline__ float reciprocal(float x) {
 #ifdef __CUDACC__

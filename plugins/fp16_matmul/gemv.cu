@@ -23,57 +23,68 @@ struct Fp16Gemv {
   static constexpr int kChunk = 64;  // weights of a row that a warp multiplies at once
   static constexpr int kAhead = 3;   // chunks on their way from memory, 2 KiB each per warp
 
-  using Normed = NormedRows<1>;
-  using Shared = GemvShared<GemvSums<1, 8>, Normed>;
+  using Rows = SharedRows<1>;
+  using Shared = GemvShared<GemvSums<1, 8>, Rows>;
 
-  struct Weights {
+  struct Loaded {
     Vector rows[2][2];  // n and n + 8, each from both halves of the line
   };
 
   const Fp16MatMulArguments& a;
-  const int lane = threadIdx.x % kWarpSize;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
-  const int chunks = a.K / kChunk;
-  const GemvRows rows{a, row};
-  const Normed normed{a};
+  const Rows shared_rows{a};
 
-  // Where this lane's 8 values of k begin.
-  __device__ __forceinline__ int lane_k(int chunk, int half) const {
-    return chunk * kChunk + half * kChunk / 2 + quarter * 8;
-  }
+  // Where this lane stands: at its part of its warp's next chunk.
+  const Half* weights[2];
+  typename Rows::LaneRow x_shared = kNormed ? shared_rows.lane_row(row, quarter, warp * 2) : typename Rows::LaneRow{};
+  const Vector* x_global = reinterpret_cast<const Vector*>(a.x) + (row * (a.K / 8) + warp * (kChunk / 8) + quarter);
+  Vector x[2] = {};  // stay zeros where there is no such row
 
-  __device__ __forceinline__ Weights load(int chunk) const {
-    Weights weights;
+  __device__ __forceinline__ Fp16Gemv(const Fp16MatMulArguments& arguments) : a(arguments) {
+    const GemvRows rows{a, row};
     for (int i = 0; i < 2; ++i)
-      for (int half = 0; half < 2; ++half)
-        weights.rows[i][half] = load_streamed(a.weight + static_cast<int64_t>(rows.n[i]) * a.K + lane_k(chunk, half));
-    return weights;
+      weights[i] = a.weight + static_cast<int64_t>(rows.n[i]) * a.K + warp * kChunk + quarter * 8;
   }
 
-  __device__ __forceinline__ void multiply(int chunk, const Weights& weights, float (&sums)[1][4]) const {
+  __device__ __forceinline__ void load(int i, int left, Loaded& loaded) const {
+    const int before = i * kGemvWarps;  // chunks
+    if (left <= before) return;
+    for (int j = 0; j < 2; ++j)
+      for (int half = 0; half < 2; ++half)
+        loaded.rows[j][half] = load_streamed(weights[j] + before * kChunk + half * kChunk / 2);
+  }
+
+  __device__ __forceinline__ void advance() {
+    constexpr int kBy = kAhead * kGemvWarps;  // chunks
+    for (const Half*& each : weights) each += kBy * kChunk;
+    if (kNormed) x_shared.advance(kBy * 2);
+    else x_global += kBy * kChunk / 8;
+  }
+
+  __device__ __forceinline__ void multiply(int i, int, const Loaded& loaded, float (&sums)[1][4]) {
+    const int before = i * kGemvWarps;
+    if (row < a.rows)
+      for (int half = 0; half < 2; ++half)
+        x[half] = kNormed ? x_shared.get(before * 2 + half) : x_global[before * kChunk / 8 + half * 4];
     float products[4] = {};
     for (int half = 0; half < 2; ++half) {
-      const Vector &upper = weights.rows[0][half], &lower = weights.rows[1][half];
-      const Half* source = a.x + static_cast<int64_t>(row) * a.K + lane_k(chunk, half);
-      Vector x = {0, 0, 0, 0};
-      if (row < a.rows)
-        x = kNormed ? normed.get(row, chunk * (kChunk / 8) + half * 4, 0, quarter)
-                    : *reinterpret_cast<const Vector*>(source);
-      for (int i = 0; i < 4; i += 2)
-        multiply_16x8x16(products, {upper.word[i], lower.word[i], upper.word[i + 1], lower.word[i + 1]},
-                         {x.word[i], x.word[i + 1]});
+      const Vector &upper = loaded.rows[0][half], &lower = loaded.rows[1][half];
+      for (int j = 0; j < 4; j += 2)
+        multiply_16x8x16(products, {upper.word[j], lower.word[j], upper.word[j + 1], lower.word[j + 1]},
+                         {x[half].word[j], x[half].word[j + 1]});
     }
-    for (int i = 0; i < 4; ++i) sums[0][i] += products[i];
+    for (int j = 0; j < 4; ++j) sums[0][j] += products[j];
   }
 
   __device__ __forceinline__ void prepare() const {
-    if (kNormed) normed.make(block_shared<Shared>().norm);
+    if (kNormed) shared_rows.make(block_shared<Shared>().norm);
   }
 
-  __device__ __forceinline__ void run() const {
+  __device__ __forceinline__ void run() {
     auto& shared = block_shared<Shared>().results;
     float sums[1][4] = {};
-    multiply_chunks<kAhead>(*this, chunks, sums);
+    multiply_chunks<kAhead>(*this, a.K / kChunk, sums);
     shared.put(sums);
     __syncthreads();
     shared.store(a);
@@ -84,10 +95,10 @@ struct Fp16Gemv {
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 96 KiB on their way per multiprocessor
 fp16_gemv(const edge_awq::Fp16MatMulArguments a) {
-  edge_awq::Fp16Gemv<false>{a}.run();
+  edge_awq::Fp16Gemv<false>(a).run();
 }
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 96 KiB on their way per multiprocessor
 fp16_gemv_normed(const edge_awq::Fp16MatMulArguments a) {
-  edge_awq::Fp16Gemv<true>{a}.run();
+  edge_awq::Fp16Gemv<true>(a).run();
 }

@@ -18,7 +18,7 @@ inline Launch plan(const Fp16MatMulArguments& a) {
   if (!a.weight) return refused("W is null");
   if (!is_aligned(a.weight)) return refused("weight at %p is not aligned to 16 bytes", a.weight);
   if (a.rows > kGemvMaxRows) return tile_launch(tile_for(kFp16Tiles, a.rows), a);
-  return gemv_launch({"fp16_gemv", "fp16_gemv_normed"}, a);
+  return gemv_launch({"fp16_gemv", "fp16_gemv_normed"}, a, a.norm != NormKind::kNone);
 }
 
 // What `a` needs with the splits it has, and the splits that suit a GPU; see linear_plan.h.

@@ -9,7 +9,7 @@ namespace {
 struct Format {
   using Arguments = Fp16MatMulArguments;
   static constexpr int kBits = 16;
-  static constexpr bool kHasGroups = false, kHasChains = false;
+  static constexpr bool kHasGroups = false;
 
   static const char* name() { return "Fp16MatMul"; }
   static std::vector<InputSpec> weight_inputs() { return {{"weight", Type::kFloat16}}; }
@@ -21,7 +21,6 @@ struct Format {
 
   static void set_weight(Arguments& a, const void* const* tensors) { a.weight = static_cast<const Half*>(tensors[0]); }
   static void set_group_size(Arguments&, int) {}
-  static void set_chains(Arguments&, int) {}
 };
 
 }  // namespace

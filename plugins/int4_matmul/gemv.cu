@@ -3,8 +3,13 @@
 // The bound it chases: every weight is read from memory once, 4.16 bits each (group 128: nibble, 1/128 scale, 1/128
 // zero point), so time >= N * K * 4.16 / 8 / bandwidth. To stay below that bound with fp32 accumulation, the sums run
 // on tensor cores with the weights as the 16-row operand: one instruction per 8 weights of a lane, whatever the number
-// of activation rows, where fp32 lanes would need one per weight and row. What is left is unpacking: about one
-// instruction per weight.
+// of activation rows, where fp32 lanes would need one per weight and row. What is left is unpacking, less than one
+// instruction per weight, because zero points are left out of it:
+//
+//   sum over a group of (q[k] - zero) * x[k]   =   sum of q[k] * x[k]   -   zero * sum of x[k]
+//
+// The sum of x is the tensor cores' work too, once per 16 rows of W: there x is the 16-row operand, times a matrix of
+// equal numbers. q stays q * 2^-24, as format.h unpacks it; the factor is made good at the very end.
 //
 // Who reads what. A block computes 16 values of N. Its 8 warps take turns along K, 128 weights (a chunk) at a time:
 //
@@ -32,11 +37,7 @@
 //                |------ first group -------|    |------ second group ------|
 //
 // Sums: fp32 over a group on the tensor core, fp32 over groups per warp, then over warps in shared memory, always in
-// the same order: the same input gives the same bits.
-//
-// The variant `_chained` multiplies one row of x in pairs of halves instead, and adds 16 products to either half before
-// they go over to fp32: less exact, see README.md, and about as many instructions. A lane has two chains per chunk, one
-// for row n and one for row n + 8, and x lies in shared memory, so that it is put in the weights' order once per block.
+// the same order: the same input gives the same bits, and a row of x the same ones whatever the rows beside it.
 #include "../common/gemv.h"
 #include "format.h"
 
@@ -45,219 +46,195 @@ namespace edge_awq {
 constexpr int kChunk = 128;       // weights of a row that a warp multiplies at once
 constexpr int kChunkBytes = kChunk / 2;
 constexpr int kLaneWeights = 32;  // of those, one lane's: 16 bytes
-constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
 
-// Blocks that shall fit a multiprocessor at once. Three have 72 KiB on their way, in 80 registers per thread; two have
-// 48 KiB, and 128 registers, which a second tile's activations and norms need. An H200 hides its latency with 28 KiB.
-constexpr int kMostBlocks = 3, kFewBlocks = 2;
+// Blocks that shall fit a multiprocessor at once: two have 48 KiB on their way, or 32 KiB with two tiles, and leave 128
+// registers to a thread. An H200 hides its latency with 28 KiB.
+constexpr int kBlocks = 2;
 
-// How products of unpacked weights and activations are added up, a policy of Int4Gemv. This one: on tensor cores in
-// fp32, for up to 8 rows of x.
-template <int kGroupSize, int kTiles, bool kNormed>
-struct TensorProducts {
-  static constexpr int kGroups = kChunk / kGroupSize;  // per chunk
-  static constexpr int kTileRows = 8 / kGroups;        // rows of x per tile
-  using Sums = float[kTiles][4];
-  using Results = GemvSums<kTiles, kTileRows>;
-  using Rows = NormedRows<4, Int4Order>;
+// Sums over a group's k for a tile of 8 columns, as the tensor core spreads them over a warp: this lane has rows n and
+// n + 8 of W, and columns 2 * quarter and the next.
+struct GroupSums {
+  float low[4] = {}, high[4] = {};  // of q * x * 2^-24, and of 16 times that: as the weights are unpacked
+  float halves_of_x[4] = {};        // of x * 2^-14, by row of x instead: of `row`, for even words and for odd ones
 
-  Vector x[kTiles][4];
-  float products[kTiles][4] = {};
+  __device__ __forceinline__ void add(const HalfPair (&upper)[4], const HalfPair (&lower)[4], const Vector& x) {
+    multiply_16x8x16(low, {upper[0], lower[0], upper[1], lower[1]}, {x.word[0], x.word[1]});
+    multiply_16x8x16(high, {upper[2], lower[2], upper[3], lower[3]}, {x.word[2], x.word[3]});
+    constexpr HalfPair kUnits = 0x04000400u;  // 2^-14, the smallest number with all its bits
+    multiply_16x8x16(halves_of_x, {x.word[0], x.word[1], x.word[2], x.word[3]}, {kUnits, kUnits});
+  }
 
-  // What a lane puts into its column of each tile: its 32 values of k of a row of x, or zeros.
-  template <class Gemv>
-  __device__ __forceinline__ TensorProducts(const Gemv& gemv, int chunk) {
-    const int k = gemv.lane_k(chunk);
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int row = tile * kTileRows + gemv.row % kTileRows;
-      const bool feeds = row < gemv.a.rows && gemv.row / kTileRows == gemv.own_group && k < gemv.a.K;
-      const Vector* source = reinterpret_cast<const Vector*>(gemv.a.x + (row * gemv.a.K + k));
-      for (Vector& each : x[tile]) each = {0, 0, 0, 0};
-      if (feeds)
-        for (int i = 0; i < 4; ++i)
-          x[tile][i] = kNormed ? gemv.x.get(row, chunk * (kChunk / 8), i, gemv.quarter) : source[i];
+  // sums += scale * (q - zero) * x * 2^-24; zeros are times 2^-10.
+  __device__ __forceinline__ void add_to(float (&sums)[4], const Half (&scales)[2], const float (&zeros)[2]) const {
+    const float of_row = halves_of_x[0] + halves_of_x[2];
+    const int column = 2 * (threadIdx.x % 4);
+    const float of_column[2] = {shuffle(of_row, 4 * column), shuffle(of_row, 4 * column + 4)};
+    for (int i = 0; i < 4; ++i) {
+      const float product = multiply_add(high[i], 0.0625f, low[i]);
+      sums[i] = multiply_add(to_float(scales[i / 2]), multiply_add(-zeros[i / 2], of_column[i % 2], product), sums[i]);
     }
-  }
-
-  // Word i of either row.
-  __device__ __forceinline__ void add(int i, const HalfPair (&upper)[4], const HalfPair (&lower)[4]) {
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const Vector column = kNormed ? x[tile][i] : Int4Order::arranged(x[tile][i]);
-      for (int j = 0; j < 4; j += 2)
-        multiply_16x8x16(products[tile], {upper[j], lower[j], upper[j + 1], lower[j + 1]},
-                         {column.word[j], column.word[j + 1]});
-    }
-  }
-
-  __device__ __forceinline__ void add_to(Sums& sums, const Half (&scales)[2]) const {
-    for (int tile = 0; tile < kTiles; ++tile)
-      for (int i = 0; i < 4; ++i)
-        sums[tile][i] = multiply_add(to_float(scales[i / 2]), products[tile][i], sums[tile][i]);
-  }
-
-  template <class Shared>
-  __device__ __forceinline__ static void prepare(const Rows& rows, Shared& shared) {
-    if (kNormed) rows.make(shared);
-  }
-  __device__ __forceinline__ static void finish(const typename Rows::Sums&, Sums&) {}
-};
-
-// And this one: in halves, for one row of x, which common/gemv_norm.h brings into a range where they suffice. A lane's
-// 32 weights of a row are 16 pairs, and so long are its chains: both halves of a pair go over to fp32 after 16 products.
-struct ChainedProducts {
-  using Sums = float[1][2];
-  using Results = GemvSums<1, 1, 1>;
-  using Rows = BoundedRow<4, Int4Order>;
-  static_assert(kLaneWeights / 2 * 15 * Rows::kBound < 65504);
-
-  Vector x[4];
-  HalfPair chains[2] = {};
-  bool is_inside;
-
-  template <class Gemv>
-  __device__ __forceinline__ ChainedProducts(const Gemv& gemv, int chunk) : is_inside(chunk < gemv.lane_chunks) {
-    for (int i = 0; i < 4; ++i) x[i] = gemv.x.get(chunk * (kChunk / 8), i, gemv.quarter);
-  }
-
-  __device__ __forceinline__ void add(int i, const HalfPair (&upper)[4], const HalfPair (&lower)[4]) {
-    for (int j = 0; j < 4; ++j) {
-      chains[0] = multiply_add(upper[j], x[i].word[j], chains[0]);
-      chains[1] = multiply_add(lower[j], x[i].word[j], chains[1]);
-    }
-  }
-
-  __device__ __forceinline__ void add_to(Sums& sums, const Half (&scales)[2]) const {
-    for (int half = 0; half < 2; ++half) {
-      const float product = to_float(low(chains[half])) + to_float(high(chains[half]));
-      if (is_inside) sums[0][half] = multiply_add(to_float(scales[half]), product, sums[0][half]);
-    }
-  }
-
-  __device__ __forceinline__ static void prepare(const Rows& rows, Rows::Sums& shared) { rows.make(shared); }
-
-  __device__ __forceinline__ static void finish(const Rows::Sums& shared, Sums& sums) {
-    for (float& sum : sums[0]) sum *= shared.unit;
   }
 };
 
-template <int kGroupSize, class Products>
+template <int kGroupSize, int kTiles, bool kShared>
 struct Int4Gemv {
   static constexpr int kGroups = kChunk / kGroupSize;  // per chunk
-  using Shared = GemvShared<typename Products::Results, typename Products::Rows>;
-  using Sums = typename Products::Sums;
+  static constexpr int kTileRows = 8 / kGroups;        // rows of x per tile
+  static constexpr int kVectors = kChunk / 8;          // of x, per chunk and row
+  static constexpr int kAhead = kTiles == 1 ? 3 : 2;   // chunks on their way from memory, 1 KiB each per warp
+  using Rows = SharedRows<4, Int4Order>;
+  using Shared = GemvShared<GemvSums<kTiles, kTileRows>, Rows>;
+  using Sums = float[kTiles][4];
 
   // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
-  struct Packed {
+  struct Loaded {
     Vector weights[2];
     Half scales[2];
-    uint32_t zeros[2];  // the zero point is one of the two nibbles
+    uint32_t zeros[2];  // bytes: the zero point is one of the two nibbles
+  };
+
+  // What a lane puts into its column of a tile: its 32 values of k of a row of x, or zeros.
+  struct Column {
+    bool is_fed;
+    typename Rows::LaneRow shared;  // where the row lies: in shared memory ...
+    const Vector* global;           // ... or not
+    Vector x[4];                    // stays zeros where it is not fed
   };
 
   const Int4MatMulArguments& a;
-  const int lane = threadIdx.x % kWarpSize;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` of each tile
   const int own_group = quarter * kLaneWeights / kGroupSize;  // of the chunk's groups, the one this lane is in
   const int chunks = (a.K + kChunk - 1) / kChunk;
   const int groups = (a.K + kGroupSize - 1) / kGroupSize, zero_bytes = (groups + 1) / 2;  // per row of W
-  const GemvRows rows{a, row};
-  const typename Products::Rows x{a};
-
-  // Where this lane reads. Pointers to weights are a chunk behind, so that no offset is negative where in a ragged last
-  // chunk the lanes past the end read what those of its first half read.
-  const uint8_t* const weights[2] = {row_start(0), row_start(1)};
-  const int lane_chunks = opaque(chunks - (lane_k(chunks - 1) < a.K ? 0 : 1));
-  const unsigned last_bytes = opaque<unsigned>(chunks * kChunkBytes - (lane_chunks < chunks ? kChunkBytes / 2 : 0));
-  const Half* const scales = opaque(a.scales + rows.n[0] * groups);
-  const int to_scales[2] = {0, opaque((rows.n[1] - rows.n[0]) * groups)};
-  const int first_group = opaque(own_group), last_group = groups - 1;
-  const unsigned first_zero[2] = {opaque<unsigned>(rows.n[0] * zero_bytes), opaque<unsigned>(rows.n[1] * zero_bytes)};
+  // In a ragged last chunk the lanes past the end have nothing to read.
+  const int missing = opaque((chunks - 1) * kChunk + quarter * kLaneWeights < a.K ? 0 : 1);
   // Groups of 128 are chunks, and a warp has all even ones or all odd ones.
-  const int zero_shift = opaque((kGroups == 1 ? threadIdx.x / kWarpSize : own_group) % 2 * 4);
+  const int zero_shift = opaque((kGroups == 1 ? warp : own_group) % 2 * 4);
+  const Rows shared_rows{a};
 
-  __device__ __forceinline__ const uint8_t* row_start(int half) const {
-    return opaque(a.qweight + static_cast<int64_t>(rows.n[half]) * (a.K / 2) +
-                  (quarter * (kLaneWeights / 2) - kChunkBytes));
-  }
+  // Where this lane stands: at its part of its warp's next chunk.
+  const uint8_t* weights[2];
+  const Half* scales[2];
+  const uint8_t* zero_points[2];
+  Column columns[kTiles];
 
-  __device__ __forceinline__ int lane_k(int chunk) const { return chunk * kChunk + quarter * kLaneWeights; }
-
-  __device__ __forceinline__ Packed load(int chunk) const {
-    Packed packed;
-    const unsigned bytes = (chunk + 1) * kChunkBytes, inside = bytes < last_bytes ? bytes : last_bytes;
-    int group = kGroups == 1 ? chunk : chunk * kGroups + first_group;
-    if (kGroups > 1 && group > last_group) group = last_group;
+  __device__ __forceinline__ Int4Gemv(const Int4MatMulArguments& arguments) : a(arguments) {
+    const GemvRows rows{a, row};
     for (int half = 0; half < 2; ++half) {
-      packed.weights[half] = load_streamed(weights[half] + inside);
-      packed.scales[half] = load_constant(scales + (group + to_scales[half]));
-      packed.zeros[half] = load_constant(a.zero_points + (first_zero[half] + chunk * kGroups / 2u));
+      weights[half] = a.qweight + static_cast<int64_t>(rows.n[half]) * (a.K / 2) + warp * kChunkBytes +
+                             quarter * (kLaneWeights / 2);
+      scales[half] = a.scales + rows.n[half] * groups + warp * kGroups + own_group;
+      zero_points[half] = a.zero_points + rows.n[half] * zero_bytes + warp * kGroups / 2;
     }
-    return packed;
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int of_x = tile * kTileRows + row % kTileRows;
+      columns[tile].is_fed = of_x < a.rows && row / kTileRows == own_group;
+      for (Vector& each : columns[tile].x) each = {0, 0, 0, 0};
+      if (kShared) columns[tile].shared = shared_rows.lane_row(of_x, quarter, warp * 4);
+      columns[tile].global = reinterpret_cast<const Vector*>(a.x) + (of_x * (a.K / 8) + warp * kVectors + quarter * 4);
+    }
   }
 
-  __device__ __forceinline__ void prepare() const { Products::prepare(x, block_shared<Shared>().norm); }
+  __device__ __forceinline__ void load(int i, int left, Loaded& loaded) const {
+    const int before = i * kGemvWarps;  // chunks
+    if (left - missing > before)
+      for (int half = 0; half < 2; ++half) loaded.weights[half] = load_streamed(weights[half] + before * kChunkBytes);
+    if (left - (kGroups == 1 ? 0 : missing) > before)
+      for (int half = 0; half < 2; ++half) {
+        loaded.scales[half] = load_constant(scales[half] + before * kGroups);
+        loaded.zeros[half] = load_constant(zero_points[half] + before * kGroups / 2);
+      }
+  }
+
+  __device__ __forceinline__ void advance() {
+    constexpr int kBy = kAhead * kGemvWarps;  // chunks
+    for (int half = 0; half < 2; ++half) {
+      weights[half] += kBy * kChunkBytes;
+      scales[half] += kBy * kGroups;
+      zero_points[half] += kBy * kGroups / 2;
+    }
+    for (Column& column : columns) {
+      if (kShared) column.shared.advance(kBy * 4);
+      else column.global += kBy * kVectors;
+    }
+  }
+
+  __device__ __forceinline__ void prepare() const {
+    if (kShared) shared_rows.make(block_shared<Shared>().norm);
+  }
+
+  __device__ __forceinline__ void load_column(int i, int left, Column& column) const {
+    const int before = i * kGemvWarps;  // chunks
+    if (kShared) {  // past the end there are zeros
+      if (column.is_fed)
+        for (int j = 0; j < 4; ++j) column.x[j] = column.shared.get(before * 4 + j);
+      return;
+    }
+    const bool is_inside = column.is_fed && left - missing > before;
+    for (int j = 0; j < 4; ++j)
+      column.x[j] = is_inside ? Int4Order::arranged(column.global[before * kVectors + j]) : Vector{0, 0, 0, 0};
+  }
+
+  // A zero point times 2^-10: 2^13 + that has it in its lowest bits.
+  __device__ __forceinline__ float zero_point(uint32_t pair) const {
+    return as_float(and_or(pair >> zero_shift, 15u, 0x46000000u)) - 0x1p13f;
+  }
 
   // Adds the chunk's products, each group's times its scale, to this lane's sums.
-  __device__ __forceinline__ void multiply(int chunk, const Packed& packed, Sums& sums) const {
-    Products products(*this, chunk);
-    const uint32_t zeros[2] = {packed.zeros[0] >> zero_shift & 15u, packed.zeros[1] >> zero_shift & 15u};
-    for (int i = 0; i < 4; ++i) {
-      HalfPair upper[4], lower[4];
-      unpack_int4(packed.weights[0].word[i], zeros[0], upper);
-      unpack_int4(packed.weights[1].word[i], zeros[1], lower);
-      products.add(i, upper, lower);
+  __device__ __forceinline__ void multiply(int i, int left, const Loaded& loaded, Sums& sums) {
+    GroupSums group_sums[kTiles];
+    for (Column& column : columns) load_column(i, left, column);
+    for (int j = 0; j < 4; ++j) {
+      HalfPair upper[4], lower[4];  // of rows n and n + 8
+      unpack_int4_unsigned(loaded.weights[0].word[j], upper);
+      unpack_int4_unsigned(loaded.weights[1].word[j], lower);
+      for (int tile = 0; tile < kTiles; ++tile) group_sums[tile].add(upper, lower, columns[tile].x[j]);
     }
-    products.add_to(sums, packed.scales);
+    const float zeros[2] = {zero_point(loaded.zeros[0]), zero_point(loaded.zeros[1])};
+    for (int tile = 0; tile < kTiles; ++tile) group_sums[tile].add_to(sums[tile], loaded.scales, zeros);
   }
 
-  __device__ __forceinline__ void run() const {
-    auto& shared = block_shared<Shared>();
+  __device__ __forceinline__ void run() {
+    auto& shared = block_shared<Shared>().results;
     Sums sums = {};
     multiply_chunks<kAhead>(*this, chunks, sums);
-    Products::finish(shared.norm, sums);
-    shared.results.put(sums);
+    for (auto& tile : sums)
+      for (float& sum : tile) sum *= 0x1p24f;
+    shared.put(sums);
     __syncthreads();
-    shared.results.store(a);
+    shared.store(a);
   }
 };
 
 }  // namespace edge_awq
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kMostBlocks)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
+int4_gemv_g128_long(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<128, 1, false>(a).run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
 int4_gemv_g128(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<128, edge_awq::TensorProducts<128, 1, false>>{a}.run();
+  edge_awq::Int4Gemv<128, 1, true>(a).run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kFewBlocks)
-int4_gemv_g128_normed(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<128, edge_awq::TensorProducts<128, 1, true>>{a}.run();
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
+int4_gemv_g64_rows4_long(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 1, false>(a).run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kMostBlocks)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
 int4_gemv_g64_rows4(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, edge_awq::TensorProducts<64, 1, false>>{a}.run();
+  edge_awq::Int4Gemv<64, 1, true>(a).run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kFewBlocks)
-int4_gemv_g64_rows4_normed(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, edge_awq::TensorProducts<64, 1, true>>{a}.run();
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
+int4_gemv_g64_rows8_long(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 2, false>(a).run();
 }
 
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kFewBlocks)
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
 int4_gemv_g64_rows8(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, edge_awq::TensorProducts<64, 2, false>>{a}.run();
-}
-
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kFewBlocks)
-int4_gemv_g64_rows8_normed(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, edge_awq::TensorProducts<64, 2, true>>{a}.run();
-}
-
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kFewBlocks)
-int4_gemv_g128_chained(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<128, edge_awq::ChainedProducts>{a}.run();
-}
-
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kFewBlocks)
-int4_gemv_g64_chained(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, edge_awq::ChainedProducts>{a}.run();
+  edge_awq::Int4Gemv<64, 2, true>(a).run();
 }

@@ -14,7 +14,6 @@ struct Int4MatMulArguments : Linear {
   const Half* scales;          // [N, groups]
   const uint8_t* zero_points;  // [N, (groups + 1) / 2], two a byte, low nibble first: each row starts on a byte
   int group_size;              // 64 or 128
-  int fp16_chains;             // 1: for one row of x, short sums in fp16 if K is not too large; 0: all sums in fp32
 };
 
 // See common/tile_shape.h.

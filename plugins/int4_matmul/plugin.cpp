@@ -7,10 +7,7 @@ namespace edge_awq {
 namespace {
 
 struct Format : GroupedFormat<Int4MatMulArguments, 4> {
-  static constexpr bool kHasChains = true;
-
   static const char* name() { return "Int4MatMul"; }
-  static void set_chains(Arguments& a, int chains) { a.fp16_chains = chains; }
 };
 
 }  // namespace

@@ -22,65 +22,80 @@ struct Int8Gemv {
   static constexpr int kLaneWeights = 16;  // of those, one lane's
   static constexpr int kAhead = 3;         // chunks on their way from memory, 1 KiB each per warp
 
-  using Normed = NormedRows<2>;
-  using Shared = GemvShared<GemvSums<1, 8>, Normed>;
+  using Rows = SharedRows<2>;
+  using Shared = GemvShared<GemvSums<1, 8>, Rows>;
 
   // One lane's share of a chunk, as it comes from memory: rows n and n + 8 of W.
-  struct Packed {
+  struct Loaded {
     Vector weights[2];
     Half scales[2];
-    uint8_t zeros[2];
+    uint32_t zeros[2];
   };
 
   const Int8MatMulArguments& a;
-  const int lane = threadIdx.x % kWarpSize;
+  const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const int row = lane / 4, quarter = lane % 4;  // which weights this lane reads; it fills column `row` with x[row]
-  const int chunks = a.K / kChunk;
-  const int group_chunks = a.group_size / kChunk, groups = (chunks + group_chunks - 1) / group_chunks;
-  const GemvRows rows{a, row};
-  const Normed normed{a};
-  const uint8_t* const weights[2] = {row_start(0), row_start(1)};  // this lane's first 16 bytes
-  const int first_scale[2] = {opaque(rows.n[0] * groups), opaque(rows.n[1] * groups)};
+  const int chunks = a.K / kChunk, group_shift = a.group_size == 128;  // groups are 2^group_shift chunks
+  const Rows shared_rows{a};
 
-  __device__ __forceinline__ const uint8_t* row_start(int half) const {
-    return opaque(a.qweight + static_cast<int64_t>(rows.n[half]) * a.K + quarter * kLaneWeights);
-  }
+  // Where this lane stands: at its part of its warp's next chunk.
+  const uint8_t* weights[2];
+  int first_scale[2];
+  typename Rows::LaneRow x_shared = kNormed ? shared_rows.lane_row(row, quarter, warp * 2) : typename Rows::LaneRow{};
+  const Vector* x_global = reinterpret_cast<const Vector*>(a.x) + (row * (a.K / 8) + warp * (kChunk / 8) + quarter * 2);
+  Vector x[2] = {};  // stay zeros where there is no such row
 
-  __device__ __forceinline__ int lane_k(int chunk) const { return chunk * kChunk + quarter * kLaneWeights; }
-
-  __device__ __forceinline__ Packed load(int chunk) const {
-    Packed packed;
-    const int group = group_chunks == 1 ? chunk : chunk / 2;
+  __device__ __forceinline__ Int8Gemv(const Int8MatMulArguments& arguments) : a(arguments) {
+    const GemvRows rows{a, row};
+    const int groups = (chunks + group_shift) >> group_shift;
     for (int half = 0; half < 2; ++half) {
-      packed.weights[half] = load_streamed(weights[half] + chunk * kChunk);
-      packed.scales[half] = load_constant(a.scales + first_scale[half] + group);
-      packed.zeros[half] = load_constant(a.zero_points + first_scale[half] + group);
+      weights[half] = a.qweight + static_cast<int64_t>(rows.n[half]) * a.K + warp * kChunk +
+                             quarter * kLaneWeights;
+      first_scale[half] = rows.n[half] * groups + (warp >> group_shift);
     }
-    return packed;
   }
 
-  __device__ __forceinline__ void multiply(int chunk, const Packed& packed, float (&sums)[1][4]) const {
-    Vector x[2];
-    const Vector* source = reinterpret_cast<const Vector*>(a.x + (row * a.K + lane_k(chunk)));
-    for (Vector& each : x) each = {0, 0, 0, 0};
-    if (row < a.rows)
-      for (int i = 0; i < 2; ++i) x[i] = kNormed ? normed.get(row, chunk * (kChunk / 8), i, quarter) : source[i];
-    float products[4] = {};
-    for (int i = 0; i < 4; ++i) {
-      HalfPair upper[2], lower[2];
-      unpack_int8(packed.weights[0].word[i], packed.zeros[0], upper);
-      unpack_int8(packed.weights[1].word[i], packed.zeros[1], lower);
-      multiply_16x8x16(products, {upper[0], lower[0], upper[1], lower[1]},
-                       {x[i / 2].word[i % 2 * 2], x[i / 2].word[i % 2 * 2 + 1]});
+  __device__ __forceinline__ void load(int i, int left, Loaded& loaded) const {
+    const int before = i * kGemvWarps, groups = before >> group_shift;  // chunks
+    if (left <= before) return;
+    for (int half = 0; half < 2; ++half) {
+      loaded.weights[half] = load_streamed(weights[half] + before * kChunk);
+      loaded.scales[half] = load_constant(a.scales + (first_scale[half] + groups));
+      loaded.zeros[half] = load_constant(a.zero_points + (first_scale[half] + groups));
     }
-    for (int i = 0; i < 4; ++i) sums[0][i] = multiply_add(to_float(packed.scales[i / 2]), products[i], sums[0][i]);
+  }
+
+  __device__ __forceinline__ void advance() {
+    constexpr int kBy = kAhead * kGemvWarps;  // chunks
+    for (int half = 0; half < 2; ++half) {
+      weights[half] += kBy * kChunk;
+      first_scale[half] += kBy >> group_shift;
+    }
+    if (kNormed) x_shared.advance(kBy * 2);
+    else x_global += kBy * kChunk / 8;
+  }
+
+  __device__ __forceinline__ void multiply(int i, int, const Loaded& loaded, float (&sums)[1][4]) {
+    const int before = i * kGemvWarps;
+    if (row < a.rows)
+      for (int j = 0; j < 2; ++j)
+        x[j] = kNormed ? x_shared.get(before * 2 + j) : x_global[before * kChunk / 8 + j];
+    float products[4] = {};
+    for (int j = 0; j < 4; ++j) {
+      HalfPair upper[2], lower[2];
+      unpack_int8(loaded.weights[0].word[j], loaded.zeros[0], upper);
+      unpack_int8(loaded.weights[1].word[j], loaded.zeros[1], lower);
+      multiply_16x8x16(products, {upper[0], lower[0], upper[1], lower[1]},
+                       {x[j / 2].word[j % 2 * 2], x[j / 2].word[j % 2 * 2 + 1]});
+    }
+    for (int j = 0; j < 4; ++j) sums[0][j] = multiply_add(to_float(loaded.scales[j / 2]), products[j], sums[0][j]);
   }
 
   __device__ __forceinline__ void prepare() const {
-    if (kNormed) normed.make(block_shared<Shared>().norm);
+    if (kNormed) shared_rows.make(block_shared<Shared>().norm);
   }
 
-  __device__ __forceinline__ void run() const {
+  __device__ __forceinline__ void run() {
     auto& shared = block_shared<Shared>().results;
     float sums[1][4] = {};
     multiply_chunks<kAhead>(*this, chunks, sums);
@@ -94,10 +109,10 @@ struct Int8Gemv {
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 3)  // 72 KiB on their way per multiprocessor
 int8_gemv(const edge_awq::Int8MatMulArguments a) {
-  edge_awq::Int8Gemv<false>{a}.run();
+  edge_awq::Int8Gemv<false>(a).run();
 }
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, 2)  // 48 KiB on their way per multiprocessor
 int8_gemv_normed(const edge_awq::Int8MatMulArguments a) {
-  edge_awq::Int8Gemv<true>{a}.run();
+  edge_awq::Int8Gemv<true>(a).run();
 }

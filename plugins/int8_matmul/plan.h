@@ -18,7 +18,7 @@ inline Launch plan(const Int8MatMulArguments& a) {
   if (!a.qweight || !a.scales || !a.zero_points) return refused("a tensor of W is null");
   if (!is_aligned(a.qweight)) return refused("qweight at %p is not aligned to 16 bytes", a.qweight);
   if (a.rows > kGemvMaxRows) return tile_launch(tile_for(kInt8Tiles, a.rows), a);
-  return gemv_launch({"int8_gemv", "int8_gemv_normed"}, a);
+  return gemv_launch({"int8_gemv", "int8_gemv_normed"}, a, a.norm != NormKind::kNone);
 }
 
 // What `a` needs with the splits it has, and the splits that suit a GPU; see linear_plan.h.

@@ -20,7 +20,7 @@ T* some_address() {
 }
 
 // What ../common/linear.h computes. Format has: Arguments, name(), weight_inputs(), check_weight(), set_weight(),
-// kBits, set_group_size(), set_chains().
+// kBits, set_group_size().
 //
 // Inputs: x fp16 [.., K]; the tensors of W; then, each if an attribute asks for it: norm_weight fp32 [K] (norm is 1 for
 // RMS, 2 for a layer norm), norm_bias fp32 [K] (has_norm_bias), bias fp16 [N] (has_bias), act_scale fp32 [outputs]
@@ -33,7 +33,7 @@ class MatMulOp final : public Op {
   // The order of attributes().
   enum Value {
     kK, kN, kHasBias, kFp32Output, kNorm, kNormEpsilon, kHasNormBias, kActivation, kGated, kHasActScale, kHasResidual,
-    kGroupSize, kDequantizeFrom, kFp16Chains
+    kGroupSize, kDequantizeFrom
   };
 
   static std::vector<Attribute> attributes() {
@@ -44,7 +44,6 @@ class MatMulOp final : public Op {
       all.push_back({name, false, false});
     if (Format::kHasGroups) all.push_back({"group_size"});
     if (Format::kHasGroups) all.push_back({"dequantize_from", false, false});
-    if (Format::kHasChains) all.push_back({"fp16_chains", false, false});
     return all;
   }
 
@@ -157,7 +156,6 @@ class MatMulOp final : public Op {
     a.gated = is(kGated);
     a.splits = 1;
     Format::set_group_size(a, group_size());
-    if (Format::kHasChains) Format::set_chains(a, integer(kFp16Chains));
     return a;
   }
 
@@ -210,7 +208,7 @@ template <class TheArguments, int kBits_>
 struct GroupedFormat {
   using Arguments = TheArguments;
   static constexpr int kBits = kBits_;
-  static constexpr bool kHasGroups = true, kHasChains = false;
+  static constexpr bool kHasGroups = true;
 
   static std::vector<InputSpec> weight_inputs() {
     return {{"qweight", Type::kInt8}, {"scales", Type::kFloat16}, {"zero_points", Type::kInt8}};
@@ -236,7 +234,6 @@ struct GroupedFormat {
   }
 
   static void set_group_size(Arguments& a, int group_size) { a.group_size = group_size; }
-  static void set_chains(Arguments&, int) {}
 };
 
 }  // namespace edge_awq

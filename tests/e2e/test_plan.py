@@ -131,7 +131,7 @@ def test_power_mode_costs_speed_and_bounds_energy():
     speeds = {mode: one("llama-2-7b", "jetson-agx-orin-64gb", mode=mode).speeds[0]
               for mode in ("MAXN", "MODE_30W", "MODE_15W")}
     assert speeds["MAXN"].bound == "memory" and speeds["MODE_15W"].bound == "instructions"
-    assert speeds["MODE_15W"].predicted_tok_s == pytest.approx(6 * 408e6 * 128 / 3 / (6.476005376e9 + 131.072e6))
+    assert speeds["MODE_15W"].predicted_tok_s == pytest.approx(6 * 408e6 * 128 / 1.7 / (6.476005376e9 + 131.072e6))
     assert speeds["MODE_15W"].limit_tok_s == pytest.approx(speeds["MAXN"].limit_tok_s * 136.5 / 204.8)
     for mode, watts in (("MAXN", 60), ("MODE_30W", 30), ("MODE_15W", 15)):
         assert speeds[mode].j_per_token == pytest.approx(watts / speeds[mode].predicted_tok_s)
@@ -197,7 +197,7 @@ def test_words_of_a_plan():
                   "39 tok/s, 70% of the limit 55.6", "HF FP16    11 tok/s, 71% of the limit", "power mode MAXN"):
         assert words in shown, words
     slow = command("plan", "llama-2-7b", "--target", "jetson-agx-orin-64gb", "--mode", "MODE_15W").out
-    assert "in this power mode instructions bound it: 3 per weight" in slow and "AWQ paper" not in slow
+    assert "in this power mode instructions bound it: 1.7 per weight" in slow and "AWQ paper" not in slow
     refused = command("plan", "llama-2-7b", "--target", "jetson-orin-nano-8gb").out
     assert "fits: NO" in refused and "it would with --context" in refused
 

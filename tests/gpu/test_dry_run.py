@@ -92,7 +92,7 @@ def test_benchmark_runs(tmp_path, sanitizer):
     rows = {row["name"]: row for row in result["rows"]}
     assert {"read ceiling", "int4 256x128 g64 M=1", "int4 128x192 g64 M=1", "int4 100x128 g64 M=1",
             "attention 2:1x64 past=40", "attention 2:1x64 past=40 kv8", "attention 2:1x64 past=0 M=9",
-            "tiny: 2 matrices", "tiny: 2 layers", "int4 chained 256x128 g64 M=1", "tiny: 2 matrices, int4 chained",
+            "tiny: 2 matrices", "tiny: 2 layers",
             "int4 dequantized 256x128 g64 M=9", "fp16 256x128 M=9", "int8 384x128 g64 M=8",
             "fp16 384x128 M=8"} <= set(rows)
     timed = [row for row in rows.values() if row["seconds"] is not None]

@@ -23,6 +23,7 @@ from kernel_harness import (
 NORMS = (None, "rms", "layer")
 ACTIVATIONS = (None, "relu", "gelu", "gelu_tanh", "silu")
 EPSILON = 1e-5
+GEMV_ROWS = 8  # at most; more are multiplied in tiles
 TENSORS = ("norm_weight", "norm_bias", "bias", "act_scale", "residual")
 
 
@@ -44,16 +45,20 @@ class Fp16Arguments(LinearArguments):
 
 
 class IntArguments(LinearArguments):
-    """As in int4_matmul/kernel.h and, but for the last field, int8_matmul/kernel.h."""
+    """As in int4_matmul/kernel.h and int8_matmul/kernel.h."""
 
     _fields_ = (*((name, ctypes.c_void_p) for name in ("qweight", "scales", "zero_points")),
-                ("group_size", ctypes.c_int), ("fp16_chains", ctypes.c_int))
+                ("group_size", ctypes.c_int))
 
 
 class Matrix:
     """W [N, K] in some format; a subclass says what the kernel's name is and which arguments hold the weights."""
 
     arguments: ClassVar[type]
+
+    def summed(self, rows: int) -> np.ndarray:
+        """float64 [N, K]: absolute values of what the kernel for so many rows of x multiplies by x and adds up."""
+        return np.abs(self.weights)
 
     def matmul(self, x: np.ndarray, schedule: int = 0, dtype: type = np.float16, **linear: object) -> np.ndarray:
         """y [rows, outputs] float16 (or float32) of x [rows, K] float16, by the kernel.
@@ -143,9 +148,16 @@ class IntMatrix(Matrix):
     @property
     def weights(self) -> np.ndarray:
         """float64 [N, K]: exact, for scale and q - zero have 11 and at most 9 bits."""
-        spread = [np.repeat(each.astype(np.float64), self.group_size, axis=1)[:, : self.q.shape[1]]
-                  for each in (self.zeros, self.scales)]
-        return (self.q - spread[0]) * spread[1]
+        return (self.q - self.spread(self.zeros)) * self.spread(self.scales)
+
+    def spread(self, of_groups: np.ndarray) -> np.ndarray:
+        """float64 [N, K] of a value per group."""
+        return np.repeat(of_groups.astype(np.float64), self.group_size, axis=1)[:, : self.q.shape[1]]
+
+    def summed(self, rows: int) -> np.ndarray:
+        """The int4 GEMVs add up integers and zero points apart."""
+        apart = self.bits == 4 and rows <= GEMV_ROWS
+        return (self.q + self.spread(self.zeros)) * self.spread(self.scales) if apart else super().summed(rows)
 
     @property
     def stored_tensors(self) -> dict[str, np.ndarray]:
@@ -224,17 +236,21 @@ def normed(x: np.ndarray, linear: dict) -> tuple[np.ndarray, np.ndarray | float]
     return y, error + HALF_ROUNDOFF * (np.abs(y) + error) + HALF_SMALLEST / 2
 
 
-def assert_product(y: np.ndarray, matrix: Matrix, x: np.ndarray, roundings: int, **linear: object) -> None:
+def assert_product(y: np.ndarray, matrix: Matrix, x: np.ndarray, roundings: int, cut: float = 0.0,
+                   **linear: object) -> None:
     """y [rows, outputs] is what common/linear.h says, but for roundings.
 
     Args:
         roundings: in fp32, of a term on its way through a sum over K, the bias included; see rounding_bound().
+        cut: what besides may be lost of each weight, in steps of its scale.
     """
-    weights, bias = np.abs(matrix.weights), linear.get("bias", 0.0)
+    bias, summed = linear.get("bias", 0.0), matrix.summed(len(x)).T
     x, x_error = normed(x, linear)
     z = x @ matrix.weights.T + bias
-    spread = x_error @ weights.T if linear.get("norm") else 0.0
-    error = spread + rounding_bound(z, np.abs(x) @ weights.T + spread + np.abs(bias), roundings, to_half=False)
+    spread = x_error @ np.abs(matrix.weights).T if linear.get("norm") else 0.0
+    error = spread + rounding_bound(z, (np.abs(x) + x_error) @ summed + np.abs(bias), roundings, to_half=False)
+    if cut:
+        error = error + cut * (np.abs(x) + x_error) @ matrix.spread(matrix.scales).T
     name = linear.get("activation")
     gate, up = np.split(z, 2, 1) if linear.get("gated") else (z, 1.0)
     gate_error, up_error = np.split(error, 2, 1) if linear.get("gated") else (error, 0.0)

@@ -11,6 +11,8 @@ import pytest
 import sass
 from kernel_harness import PLUGINS, build_kernels, need_compiler
 
+from edge_awq.plan.speed import INSTRUCTIONS_PER_WEIGHT
+
 REGISTERS_PER_SM, REGISTERS_PER_THREAD = 65536, 255
 
 needs_nvrtc = pytest.mark.skipif(
@@ -42,25 +44,23 @@ class Limits:
 
 
 INT_LOADS = frozenset({"128", "U16.CONSTANT", "U8.CONSTANT"})
-NORMED = {"other_loads": INT_LOADS - {"128"}, "cold_loads": frozenset({"128", "U16", "32"})}  # x is in shared memory
+SHARED = {"other_loads": INT_LOADS - {"128"}, "cold_loads": frozenset({"128", "U16", "32"})}  # x is in shared memory
 CACHE = {"lane_values": 8, "instructions": 4.0, "streamed": "128", "other_loads": frozenset(),
          "cold_loads": frozenset({"U16", "32", "64"})}
 ADJUSTED = CACHE | {"instructions": 4.5}  # the cap is jumped over where there is none
 BYTES = CACHE | {"lane_values": 16, "instructions": 3.9, "other_loads": frozenset({"32"})}  # their scales
 ADJUSTED_BYTES = BYTES | {"instructions": 4.3}
 KERNELS = {
-    "int4_gemv_g128": Limits(256, 3, 32, 2.6, other_loads=INT_LOADS),
-    "int4_gemv_g64_rows4": Limits(256, 3, 32, 2.75, other_loads=INT_LOADS),
-    "int4_gemv_g64_rows8": Limits(256, 2, 32, 3.2, other_loads=INT_LOADS),
-    "int8_gemv": Limits(256, 3, 16, 3.0, other_loads=INT_LOADS),
-    "fp16_gemv": Limits(256, 2, 8, 2.1),
-    "int4_gemv_g128_normed": Limits(256, 2, 32, 2.5, **NORMED),
-    "int4_gemv_g64_rows4_normed": Limits(256, 2, 32, 2.55, **NORMED),
-    "int4_gemv_g64_rows8_normed": Limits(256, 2, 32, 3.4, **NORMED),
-    "int8_gemv_normed": Limits(256, 2, 16, 3.3, **NORMED),
-    "fp16_gemv_normed": Limits(256, 2, 8, 2.4, **NORMED | {"other_loads": frozenset()}),
-    "int4_gemv_g128_chained": Limits(256, 2, 32, 2.5, **NORMED),
-    "int4_gemv_g64_chained": Limits(256, 2, 32, 2.5, **NORMED),
+    "int4_gemv_g128": Limits(256, 2, 32, INSTRUCTIONS_PER_WEIGHT, **SHARED),
+    "int4_gemv_g64_rows4": Limits(256, 2, 32, INSTRUCTIONS_PER_WEIGHT, **SHARED),
+    "int4_gemv_g64_rows8": Limits(256, 2, 32, 2.3, **SHARED),
+    "int4_gemv_g128_long": Limits(256, 2, 32, 2.1, other_loads=INT_LOADS),
+    "int4_gemv_g64_rows4_long": Limits(256, 2, 32, 2.1, other_loads=INT_LOADS),
+    "int4_gemv_g64_rows8_long": Limits(256, 2, 32, 3.1, other_loads=INT_LOADS),
+    "int8_gemv": Limits(256, 3, 16, 2.35, other_loads=INT_LOADS),
+    "int8_gemv_normed": Limits(256, 2, 16, 2.35, **SHARED),
+    "fp16_gemv": Limits(256, 2, 8, 1.4),
+    "fp16_gemv_normed": Limits(256, 2, 8, 1.4, **SHARED | {"other_loads": frozenset()}),
     **{f"decode_attention_{size}": Limits(288, 1, **CACHE) for size in (64, 80, 96, 112, 128)},
     "decode_attention_256": Limits(128, 1, **CACHE),
     **{f"decode_attention_{size}_adjusted": Limits(288, 1, **ADJUSTED) for size in (64, 80, 96, 112, 128)},
@@ -185,15 +185,18 @@ def test_stays_within_its_limits(architecture, name):
 
 @needs_nvrtc
 @needs_disassembler
-@pytest.mark.parametrize("name", [name for name in KERNELS if name.endswith("_chained")])
+@pytest.mark.parametrize("name", [name for name in KERNELS if name.startswith("int4_gemv")])
 @pytest.mark.parametrize("architecture", build_kernels.ARCHITECTURES)
-def test_chains_are_products_of_half_pairs(architecture, name):
-    """In a loop of three chunks 32 pairs each, as many to unpack them; one sum in fp32 per row of W and chunk."""
-    opcodes = [text.split()[0] for text in kernels(architecture)[name].loop]
-    pairs = [opcode for opcode in opcodes if opcode in ("HFMA2", "HFMA2.MMA", "HADD2")]
-    assert 0 <= len(pairs) - 3 * (32 + 32) <= 1  # a constant is put into a register by one, too
-    assert opcodes.count("FFMA") == 3 * 2
-    assert not any(opcode.startswith("HMMA") for opcode in opcodes)
+def test_int4_gemvs_unpack_with_masks_alone(architecture, name):
+    """Per word of 8 weights a shift and four masks; no arithmetic in halves, but for scales on their way to fp32."""
+    kernel = kernels(architecture)[name]
+    opcodes = [text.split()[0] for text in kernel.loop]
+    words = 4 * kernel_streams(kernel)
+    tiles = 2 if "rows8" in name else 1
+    assert sum("0xf000f" in text for text in kernel.loop) == 4 * words
+    assert sum(opcode.startswith("HMMA.16816.F32") for opcode in opcodes) == tiles * 3 * words / 2
+    assert not [opcode for opcode in opcodes if opcode.startswith(("HFMA2", "HADD2", "HMUL2")) and
+                not opcode.endswith((".F32", ".MMA"))]
 
 
 @needs_nvrtc

@@ -1,22 +1,23 @@
-"""The int4 GEMV on the CPU against float64: every nibble, every ragged edge, outliers, non-finite numbers."""
+"""The int4 GEMVs on the CPU against float64: every nibble, every ragged edge, outliers, non-finite numbers."""
 
 import numpy as np
 import pytest
 import torch
 from kernel_harness import SCHEDULES, KernelError, call
-from matmul_harness import IntArguments, IntMatrix, activations, assert_product, random_matrix
+from matmul_harness import GEMV_ROWS, IntArguments, IntMatrix, activations, assert_product, random_matrix
 
 from edge_awq.quantize.int4 import IntGrid, dequantize, quantize
 
 GROUP_SIZES = (128, 64)
 WARPS, CHUNK = 8, 128
+SHARED_BYTES = 40 * 1024  # of x, up to which its rows lie in shared memory
 
 
 def assert_exact_but_for_rounding(y, matrix, x, **linear):
-    """A term is rounded with each later one of its group, with each later chunk of its warp, over warps and groups,
-    and with the bias."""
+    """A term is rounded with each later one of its group, as the group's sums are put together, with each later chunk
+    of its warp, over warps and groups, and with the bias."""
     chunks = -(-x.shape[1] // CHUNK)
-    roundings = matrix.group_size + -(-chunks // WARPS) + CHUNK // matrix.group_size * WARPS + 1
+    roundings = matrix.group_size + 3 + -(-chunks // WARPS) + CHUNK // matrix.group_size * WARPS + 1
     assert_product(y, matrix, x, roundings, **linear)
 
 
@@ -64,12 +65,42 @@ def test_logits_keep_the_bits_of_the_sum(rng):
     np.testing.assert_array_equal(logits.astype(np.float16), matrix.matmul(x))
 
 
-def test_a_long_row_with_outliers(rng):
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+def test_a_long_row_with_outliers(rng, group_size):
     """The accuracy the project promises: 1e-3 of the row's L2 norm at K = 28672 with activations 100 times the rest."""
-    matrix, x = random_matrix(rng, 32, 28672, 128), activations(rng, 1, 28672, outliers=30)
+    matrix, x = random_matrix(rng, 32, 28672, group_size), activations(rng, 1, 28672, outliers=30)
     y, exact = matrix.matmul(x), x.astype(np.float64) @ matrix.weights.T
     assert np.abs(y - exact).max() <= 1e-3 * np.linalg.norm(exact)
     assert_exact_but_for_rounding(y, matrix, x)
+
+
+def on_both_roads(matrix, x, **linear):
+    """Results with rows of x in shared memory, and with the same rows among more, for which there is no room there."""
+    rows, K = x.shape
+    assert rows * K * 2 <= SHARED_BYTES < GEMV_ROWS * K * 2
+    more = np.vstack([x, np.zeros((GEMV_ROWS - rows, K), np.float16)])
+    return matrix.matmul(x, **linear), matrix.matmul(more, **linear)[:rows]
+
+
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("K", [4096, 4096 - 64], ids=lambda K: f"K{K}")
+def test_rows_too_long_for_shared_memory_give_the_same_bits(rng, K, group_size):
+    matrix, x = random_matrix(rng, 20, K, group_size), activations(rng, 4, K, outliers=3)
+    bias = rng.standard_normal(20).astype(np.float16)
+    shared, in_global = on_both_roads(matrix, x, bias=bias)
+    assert_exact_but_for_rounding(shared, matrix, x, bias=bias)
+    np.testing.assert_array_equal(shared, in_global)
+
+
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("special", [np.nan, np.inf], ids=str)
+def test_non_finite_activations_stay_alone_in_long_rows(rng, special, group_size):
+    matrix, x = random_matrix(rng, 18, 4032, group_size), activations(rng, 8, 4032)
+    clean = matrix.matmul(x)
+    x[4, 4000] = special
+    y = matrix.matmul(x)
+    assert np.isnan(y[4]).all()
+    np.testing.assert_array_equal(np.delete(y, 4, 0), np.delete(clean, 4, 0))
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
@@ -79,9 +110,7 @@ def test_non_finite_activations_reach_their_own_row_only(rng, special, group_siz
     clean = matrix.matmul(x)
     x[4, 300] = special
     y = matrix.matmul(x)
-    with np.errstate(invalid="ignore"):
-        expected = special * matrix.weights[:, 300]  # 0 * inf is NaN, for the kernel as for numpy
-    np.testing.assert_array_equal(y[4], expected.astype(np.float16))
+    assert np.isnan(y[4]).all()  # inf - inf: integers and zero points are multiplied apart
     np.testing.assert_array_equal(np.delete(y, 4, 0), np.delete(clean, 4, 0))
 
 

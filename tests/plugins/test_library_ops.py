@@ -83,19 +83,6 @@ def test_matmul_of_many_rows_is_split_over_the_device(device, rng, rows):
     assert 1 < int(blocks) <= 16
 
 
-@pytest.mark.parametrize(("rows", "kernel"), [(1, "int4_gemv_g64_chained"), (2, "int4_gemv_g64_rows4")])
-def test_chains_of_halves_are_an_attribute(device, rng, rows, kernel):
-    matrix, x = random_matrix(rng, 20, 192, 64), activations(rng, rows, 192)
-    op, y = device.create("Int4MatMul", K=192, N=20, group_size=64, fp16_chains=1), poisoned(rows, 20)
-    op.run([guarded(x), *weight_tensors(matrix)], [y])
-    np.testing.assert_array_equal(y, matrix.matmul(x, fp16_chains=1))
-    assert device.calls("cuLaunchKernel")[0].split()[0] == kernel
-    with pytest.raises(KernelError, match="Int4MatMul: fp16_chains = 3, not 0 or 1"):
-        device.create("Int4MatMul", K=192, N=20, group_size=64, fp16_chains=3)
-    with pytest.raises(KernelError, match="Int8MatMul: unknown attribute fp16_chains"):
-        device.create("Int8MatMul", K=192, N=20, group_size=64, fp16_chains=1)
-
-
 @pytest.mark.parametrize("has_bias", [0, 1])
 def test_fp16_matmul(device, rng, has_bias):
     weight, x = rng.standard_normal((19, 192)).astype(np.float16), activations(rng, 2, 192)

@@ -95,6 +95,6 @@ def test_registry_on_aarch64():
     arguments = [tensorrt, build_for("aarch64"), *SLOTS[version.split(".")[0]], str(ops.CONTRACT_VERSION)]
     done = subprocess.run([emulator, "-L", SYSTEM, host, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"creator Int4MatMul {ops.CONTRACT_VERSION} edge.awq 15",
-                                        f"serialized 15 128 8 {ops.CONTRACT_VERSION}", "enqueue 1", "refused 1"]
+    assert done.stdout.splitlines() == [f"creator Int4MatMul {ops.CONTRACT_VERSION} edge.awq 14",
+                                        f"serialized 14 128 8 {ops.CONTRACT_VERSION}", "enqueue 1", "refused 1"]
     assert "no NVIDIA driver: libcuda.so.1" in done.stderr and "K = 100" in done.stderr

@@ -171,8 +171,8 @@ def test_limits_are_the_kernels_own():
     numbers = dict(re.findall(r"constexpr int (k\w+) = ([\d* ]+);", shape))
     value = {name: math.prod(int(factor) for factor in text.split("*")) for name, text in numbers.items()}
     assert value["kGemvMaxRows"] == names.NORMED_MOST_ROWS
-    assert value["kNormedMaxBytes"] == names.NORMED_MOST_BYTES
-    assert value["kNormedPitch"] * 16 == names.NORMED_ROW_STEP
+    assert value["kSharedRowsMaxBytes"] == names.NORMED_MOST_BYTES
+    assert value["kSharedRowPitch"] * 16 == names.NORMED_ROW_STEP
     plan = (HEADERS / "attention" / "plan.h").read_text()
     assert tuple(map(int, re.findall(r"\{(\d+), \{\{", plan))) == names.HEAD_SIZES
 
