@@ -74,5 +74,5 @@ setup(
         "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11",
                  "nvidia-ml-py>=12.535", "pyte>=0.8", "matplotlib>=3.8", "compressed-tensors>=0.15"],
     },
-    entry_points={"console_scripts": ["edge-awq = edge_awq.cli:main"]},
+    entry_points={"console_scripts": ["edge-awq = edge_awq.__main__:main"]},
 )

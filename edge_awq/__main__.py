@@ -1,5 +1,16 @@
-"""`python -m edge_awq` is `edge-awq`."""
+"""`edge-awq`, and `python -m edge_awq`."""
 
-from edge_awq.cli import main
+import signal
 
-main(prog_name="edge-awq")
+
+def main() -> None:
+    """The command line. While it is imported Ctrl-C just ends the process: nothing has begun."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from edge_awq.cli import main as commands
+
+    signal.signal(signal.SIGINT, before)
+    commands(prog_name="edge-awq")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,8 @@
-"""What this process takes of the machine's memory."""
+"""What this process takes of the machine's memory, and what is left of it."""
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 from pathlib import Path
@@ -20,3 +21,15 @@ def peak_rss_bytes() -> int:
                 return int(line.split()[1]) * 1024
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+def available_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
+    """Memory that programs can have without swapping, page cache included; None where the system does not say.
+
+    Where a GPU shares it, CUDA does not count the page cache as free (NVIDIA, CUDA for Tegra, section "Estimating total
+    allocatable device memory").
+    """
+    if not path.is_file():
+        return None
+    match = re.search(r"^MemAvailable:\s*(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import torch
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.memory import available_bytes
 from edge_awq.model.decoder import Decoder, KvCache, embed_tokens, head_logits, run_block
 from edge_awq.progress import Progress
 
@@ -59,18 +59,9 @@ def _check_memory(decoder: Decoder, positions: int) -> None:
     outer = math.prod(config.linear_shape("embed")) * (1 if decoder.tied_head else 2)
     cached = 2 * positions * config.kv_size * config.num_layers
     needed = FLOAT_BYTES * (per_block * config.num_layers + outer + cached)
-    available = _available_bytes()
+    available = available_bytes()
     if available is not None and needed > MEMORY_SHARE * available:
         raise EdgeAwqError(
             f"sampling text from the model needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are available",
             hint=USE_TEXT,
         )
-
-
-def _available_bytes() -> int | None:
-    """Memory that can be had without swapping; None where the system does not say."""
-    path = Path("/proc/meminfo")
-    if not path.is_file():
-        return None
-    table = dict(line.split(":", 1) for line in path.read_text().splitlines())
-    return int(table["MemAvailable"].split()[0]) * 1024

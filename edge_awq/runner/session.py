@@ -112,10 +112,21 @@ class Session:
     """
 
     def __init__(self, engine: Engine, vocabulary: Vocabulary, loaded: Loaded) -> None:
-        self.engine = PrefixEngine(engine)
+        self._engine: PrefixEngine | None = PrefixEngine(engine)
         self.vocabulary = vocabulary
         self.loaded = loaded
         self.reused_tokens = self._prompt_tokens = 0
+
+    @property
+    def engine(self) -> PrefixEngine:
+        """The engine.
+
+        Raises:
+            EdgeAwqError: the session is closed.
+        """
+        if self._engine is None:
+            raise EdgeAwqError("this session is closed", hint="load the bundle again")
+        return self._engine
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, begun as the model expects it."""
@@ -255,8 +266,10 @@ class Session:
         }
 
     def close(self) -> None:
-        """Release the model's memory; the session cannot be used afterwards."""
-        self.engine.close()
+        """Release the model's memory; the session cannot be used afterwards. A second time does nothing."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     def __enter__(self) -> Session:
         return self

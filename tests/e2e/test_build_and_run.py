@@ -1,6 +1,9 @@
 """The whole road: a checkpoint becomes a bundle, and it talks."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -203,6 +206,16 @@ def test_text_that_the_model_samples_is_sampled_once(tmp_path, monkeypatch):
     assert resumed.code == 0 and "sample text" not in resumed.err
     assert not list((tmp_path / "x.bundle").glob("kept*"))
     assert Bundle.open(tmp_path / "x.bundle").manifest.quant["calibration"] == "self, 16 x 256 tokens"
+
+
+def test_ctrl_c_before_anything_began_shows_no_traceback(tmp_path):
+    """Sent while the command line is imported."""
+    import signal
+
+    (tmp_path / "click.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    done = subprocess.run([sys.executable, "-m", "edge_awq", "--help"], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_ctrl_c_is_one_line_and_leaves_no_bundle(tmp_path):

@@ -136,7 +136,7 @@ def test_the_models_own_text_follows_its_distribution(decoder, tokenizer):
 
 
 def test_a_model_that_does_not_fit_says_what_to_use_instead(decoder, tokenizer, monkeypatch):
-    monkeypatch.setattr(own_text, "_available_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(own_text, "available_bytes", lambda: 1_000_000)
     with pytest.raises(EdgeAwqError, match=r"needs 0\.0 GB, 0\.0 GB are available") as error:
         calibrate(decoder, tokenizer, CalibrationSpec(OWN))
     assert "text" in error.value.hint

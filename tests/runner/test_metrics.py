@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from edge_awq.memory import available_bytes
 from edge_awq.runner.generate import Token
 from edge_awq.runner.metrics import (
     decode_tok_s,
@@ -97,6 +98,12 @@ used = peak_rss_bytes()
 del block
 print(before, used, peak_rss_bytes())
 """
+
+
+def test_available_memory(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    123 kB\n")
+    assert available_bytes(tmp_path / "meminfo") == 123 * 1024
+    assert available_bytes(tmp_path / "missing") is None
 
 
 def test_peak_memory_is_of_this_process_alone_and_in_bytes():

@@ -82,6 +82,15 @@ def test_load_opens_the_engine_as_asked_and_closes_it(bundle, opened):
     assert opened.engine.closed
 
 
+def test_a_closed_session_says_so(bundle, opened):
+    session = load(bundle)
+    session.close()
+    session.close()
+    for act in (lambda: list(session.generate("x")), lambda: session.prefill([1]), session.reset):
+        with pytest.raises(EdgeAwqError, match="this session is closed"):
+            act()
+
+
 def test_a_damaged_bundle_is_refused_before_anything_is_opened(bundle, opened):
     with (bundle / "tokenizer.json").open("r+") as file:
         file.write("X")

@@ -6,10 +6,8 @@ pycuda has no CUDA graphs, so their six calls go to the driver by ctypes. Not ye
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -18,6 +16,7 @@ import numpy as np
 from edge_awq.errors import EdgeAwqError
 from edge_awq.gpus import Gpu, query_gpus
 from edge_awq.lazy import require
+from edge_awq.memory import available_bytes
 
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, cuda.h
 LOST = "run again; if it comes back, 'sudo dmesg | grep -i -e nvrm -e xid' says what the GPU reported"
@@ -125,7 +124,7 @@ class PycudaCuda:
     def free_bytes(self) -> int:
         with self._checked("memory query"):
             free = int(self._driver.mem_get_info()[0])
-        return max(free, _available_bytes()) if self.gpu.integrated else free
+        return max(free, available_bytes() or 0) if self.gpu.integrated else free
 
     def alloc(self, nbytes: int) -> int:
         with self._checked(f"{nbytes / 1e6:.1f} MB of GPU memory"):
@@ -184,15 +183,6 @@ class PycudaCuda:
             raise out_of_memory(what) from error
         except self._driver.Error as error:
             raise lost(what, str(error)) from error
-
-
-def _available_bytes(path: Path = Path("/proc/meminfo")) -> int:
-    """Memory that programs can have, page cache included, which CUDA does not count as free where it is shared.
-
-    Source: NVIDIA, CUDA for Tegra, section "Estimating total allocatable device memory".
-    """
-    match = re.search(r"^MemAvailable:\s*(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
 
 
 class DriverGraphs:

@@ -152,13 +152,8 @@ def test_failures_of_pycuda(name, act):
 
 
 def test_shared_memory_counts_what_the_page_cache_can_give_back(monkeypatch):
-    monkeypatch.setattr(cuda_module, "_available_bytes", lambda: 5000)
+    monkeypatch.setattr(cuda_module, "available_bytes", lambda: 5000)
     assert PycudaCuda(fake_pycuda([]), FakeDriver(), ORIN).free_bytes() == 5000
-
-
-def test_available_bytes(tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    123 kB\n")
-    assert cuda_module._available_bytes(tmp_path / "meminfo") == 123 * 1024
 
 
 def refusal():
