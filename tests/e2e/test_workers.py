@@ -77,6 +77,17 @@ def test_the_bits_are_those_of_one_process(model, serial, tmp_path, kill):
 
 
 @RAY
+def test_recipe_best_has_the_bits_of_one_process(tmp_path):
+    make_model(tmp_path / "model", num_hidden_layers=2)
+    weights = []
+    for name, options in (("serial", ()), ("ray", ("--workers", "ray"))):
+        process = build(tmp_path / "model", tmp_path / f"{name}.bundle", "--recipe", "best", *options)
+        assert process.wait() == 0, process.stderr.read()
+        weights.append((tmp_path / f"{name}.bundle" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+@RAY
 def test_no_cluster_answers(model, tmp_path):
     process = build(model, tmp_path / "out.bundle", "--workers", "ray://127.0.0.1:1")
     error = process.communicate()[1]
