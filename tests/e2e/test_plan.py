@@ -197,7 +197,7 @@ def test_words_of_a_plan():
                   "39 tok/s, 70% of the limit 55.6", "HF FP16    11 tok/s, 71% of the limit", "power mode MAXN"):
         assert words in shown, words
     slow = command("plan", "llama-2-7b", "--target", "jetson-agx-orin-64gb", "--mode", "MODE_15W").out
-    assert "in this power mode instructions bound it: 1.7 per weight" in slow and "AWQ paper" not in slow
+    assert "where that is less instructions bound it: 1.7 per weight" in slow and "AWQ paper" not in slow
     refused = command("plan", "llama-2-7b", "--target", "jetson-orin-nano-8gb").out
     assert "fits: NO" in refused and "it would with --context" in refused
 
