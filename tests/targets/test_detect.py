@@ -1,5 +1,7 @@
 """Detection over made-up system trees and a made-up driver."""
 
+from pathlib import Path
+
 import pytest
 
 from edge_awq.detect import detect_target, mode_named, read_machine
@@ -50,6 +52,15 @@ def test_what_a_board_says(tmp_path):
     assert machine.model.endswith("Developer Kit Super")
     assert machine.memory_bytes == 7803336 * 1024
     assert (machine.power_mode, machine.gpu_max_mhz) == ("25W", 918.0)
+
+
+def test_a_container_has_the_board_elsewhere(tmp_path, monkeypatch):
+    root = board(tmp_path, ("nvidia,p3768-0000+p3767-0005-super", "nvidia,tegra234"))
+    (root / "proc/meminfo").unlink()
+    monkeypatch.setenv("EDGE_AWQ_METER_ROOT", str(root))
+    machine = read_machine(query=lambda: (ORIN,))
+    assert machine.is_tegra and machine.power_mode == "25W"
+    assert machine.memory_bytes == read_machine(Path("/"), query=lambda: ()).memory_bytes  # as the container has it
 
 
 @pytest.mark.parametrize("status", ["", "pmode:0007", "nonsense"])
