@@ -17,7 +17,9 @@ from edge_awq.bench.shape_models import make_shape_models, parse_precisions
 from edge_awq.bench.worker import Candidate
 from edge_awq.bundle import MANIFEST, Bundle, hash_file
 from edge_awq.detect import detect_target, read_machine
+from edge_awq.engine import CPU_RUNTIMES, load_runtime
 from edge_awq.errors import EdgeAwqError
+from edge_awq.plan.speed import KV_BITS
 from edge_awq.power.base import MeterChoice
 from edge_awq.power.monitor import start_meter
 from edge_awq.progress import Progress, Quiet
@@ -26,6 +28,7 @@ from edge_awq.runner.session import measuring_device
 
 PEERS = tuple(name for name in ENGINES if name not in (OWN_ENGINE, BASELINE_ENGINE))
 PEER_PRECISION = "int4"
+USUAL_KV_BITS = KV_BITS["tensorrt"][0]
 _METER_OPTIONS = {"meter": "name", "meter_interval": "interval_s", "meter_root": "root"}
 SHAPES_OWN = "shape"  # as a baseline: the checkpoint that the bundles of a shape were made from
 
@@ -40,6 +43,8 @@ class BenchRequest:
         peers: engine of another program and its model file.
         threads: CPU threads; None for each engine's own choice.
         shape: the entry of shapes.toml that the bundles were made from with random weights.
+        kv_bits: of a cached key or value, as for `edge_awq.runner.session.load`, on GPUs; None: as usual.
+        plugin_free: run bundles for GPUs without edge-awq's plugins.
     """
 
     bundles: tuple[Path, ...]
@@ -50,6 +55,21 @@ class BenchRequest:
     threads: int | None = None
     shape: str | None = None
     meter: MeterChoice = field(default_factory=MeterChoice)
+    kv_bits: int | None = None
+    plugin_free: bool = False
+
+    @property
+    def load_options(self) -> dict[str, Any]:
+        """How bundles are to be loaded, where that is not as usual."""
+        chosen = {"kv_bits": self.kv_bits, "plugin_free": self.plugin_free}
+        return {name: value for name, value in chosen.items() if value not in (None, False, USUAL_KV_BITS)}
+
+    @property
+    def variant(self) -> str | None:
+        """The same in words, for results."""
+        words = [name.replace("_", "-") + ("" if value is True else f" {value}")
+                 for name, value in self.load_options.items()]
+        return ", ".join(words) or None
 
 
 def request_from_options(bundles: tuple[Path, ...], progress: Progress, **options: Any) -> BenchRequest:
@@ -120,6 +140,7 @@ def prepare(request: BenchRequest) -> Prepared:
     bundles = [Bundle.open(path) for path in request.bundles]
     check_comparable(bundles)
     device = measuring_device(request.bundles[0])
+    _check_form(request, bundles)
     entries = tuple(_entries(request, bundles, device))
     load_before = os.getloadavg()[0]
     settings = Settings(protocol, request.repeats, request.threads or 0, load_before=load_before,
@@ -168,11 +189,24 @@ def check_comparable(bundles: Sequence[Bundle]) -> None:
         seen[precision] = bundle.path
 
 
+def _check_form(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
+    """Every bundle can run as it is to be run, as far as that can be told before it is opened."""
+    for bundle in bundles:
+        load_runtime(bundle.manifest.runtime, request.plugin_free)
+        if request.kv_bits is not None and bundle.manifest.runtime in CPU_RUNTIMES:
+            raise EdgeAwqError(f"--kv-bits {request.kv_bits}: {bundle.path} runs on processors, where the KV cache is "
+                               "float32", hint="leave it out, or build for a GPU: edge-awq build --target")
+        if request.plugin_free and "kv_bits" in request.load_options:
+            raise EdgeAwqError(f"--kv-bits {request.kv_bits} and --plugin-free exclude each other",
+                               hint="without plugins keys and values have 16 bits")
+
+
 def _entries(request: BenchRequest, bundles: Sequence[Bundle], device: str) -> Iterator[Entry]:
     context = min(bundle.manifest.context for bundle in bundles)
     for bundle in bundles:
-        yield Entry(Candidate(OWN_ENGINE, bundle.path, device=device), bundle.manifest.precision,
-                    bundle.manifest.context, hash_file(bundle.path / MANIFEST))
+        own = Candidate(OWN_ENGINE, bundle.path, device=device, options=request.load_options)
+        yield Entry(own, bundle.manifest.precision, bundle.manifest.context, hash_file(bundle.path / MANIFEST),
+                    request.variant)
     if request.baseline is not None:
         _check_baseline(request.baseline, bundles[0])
         yield Entry(Candidate(BASELINE_ENGINE, request.baseline, device=device), "fp16", context)

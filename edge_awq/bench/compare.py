@@ -107,7 +107,7 @@ def _noise_j(new: Result, old: Result, share: float) -> float | None:
 
 
 def _work(result: Result) -> tuple[object, ...]:
-    return (_device(result), _mode(result), _protocol(result), result.group, result.engine, result.precision,
+    return (_device(result), _mode(result), _protocol(result), result.group, result.engine, result.form,
             result.prompt_tokens, result.generated_tokens)
 
 

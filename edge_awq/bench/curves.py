@@ -35,7 +35,7 @@ class Curve:
 
 
 def context_curves(stored: Sequence[StoredResult]) -> list[Curve]:
-    """A line for every device, power mode, model, engine and precision; contexts are those half way through a run.
+    """A line for every device, power mode, model, engine and form; contexts are those half way through a run.
 
     Single points are left out where there are lines.
     """
@@ -45,7 +45,7 @@ def context_curves(stored: Sequence[StoredResult]) -> list[Curve]:
             continue
         mode = f" {result.provenance.power_mode}" if result.provenance.power_mode else ""
         joules = f" (joules of {joules_of(result)})" if joules_of(result) else ""
-        label = f"{result.device}{mode}: {result.model}, {result.engine} {result.precision}{joules}"
+        label = f"{result.device}{mode}: {result.model}, {result.engine} {result.form}{joules}"
         context = result.prompt_tokens + result.generated_tokens / 2
         lines.setdefault(label, []).append((context, result.tok_s_median, result.j_per_token))
     several = {label: points for label, points in lines.items() if len({point[0] for point in points}) > 1}

@@ -12,7 +12,7 @@ import itertools
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +25,14 @@ class LoadRequest:
         threads: CPU threads, 0 for the engine's own choice.
         context: tokens that the KV cache must hold.
         device: what does the work, "cpu" or "gpu".
+        options: of this engine alone.
     """
 
     model: str
     threads: int
     context: int
     device: str = "cpu"
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 class BenchEngine(Protocol):
@@ -71,7 +73,8 @@ class EdgeAwq:
         from edge_awq.runner.session import load
 
         self._model = request.model
-        self._session = load(request.model, threads=request.threads or None, context=request.context)
+        self._session = load(request.model, threads=request.threads or None, context=request.context,
+                             **request.options)
         self._likeliest_after = getattr(self._session.engine, "step_greedy", self._likeliest_by_logits)
 
     @property
@@ -271,4 +274,5 @@ def _peak_rss_bytes() -> int:
 
 if __name__ == "__main__":
     del sys.path[0]  # this file's folder, whose modules are no packages of anyone
-    sys.exit(main(sys.argv[1], LoadRequest(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])))
+    sys.exit(main(sys.argv[1], LoadRequest(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5],
+                                           json.loads(sys.argv[6]))))

@@ -31,17 +31,19 @@ class Entry:
     Attributes:
         context: tokens that it can hold at most.
         bundle_sha256: of the manifest; None for what is no bundle.
+        variant: as in results.
     """
 
     candidate: Candidate
     precision: str
     context: int
     bundle_sha256: str | None = None
+    variant: str | None = None
 
     @property
     def words(self) -> str:
         """For progress and reasons."""
-        return f"{self.candidate.name} {self.precision}"
+        return f"{self.candidate.name} {self.precision}" + (f", {self.variant}" if self.variant else "")
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ class Bench:
 
     def _names(self, entry: Entry, case: Case) -> dict[str, object]:
         return {"device": self.subject.device, "profile": self.subject.profile, "model": self.subject.model,
-                "engine": entry.candidate.name, "precision": entry.precision, "shape": self.subject.shape,
+                "engine": entry.candidate.name, "precision": entry.precision, "variant": entry.variant,
+                "shape": self.subject.shape,
                 "protocol": self.settings.protocol.name, "prompt_tokens": case.prompt_tokens,
                 "generated_tokens": case.generated_tokens, "repeats": self.settings.repeats}
 

@@ -87,10 +87,10 @@ def check_comparable(stored: Iterable[StoredResult]) -> None:
             raise EdgeAwqError(f"{other.path} and {one.path}: {result.device} has profile '{other.result.profile}' in "
                                f"one and '{result.profile}' in the other, so their limits differ",
                                hint="report them into separate folders")
-        key = (*_place(result), result.group, result.engine, result.precision, result.protocol, *tokens)
+        key = (*_place(result), result.group, result.engine, result.form, result.protocol, *tokens)
         if key in seen:
             raise EdgeAwqError(f"{seen[key].path} and {one.path}: both measure {result.group}, {result.engine} "
-                               f"{result.precision}, on {result.device} by protocol '{result.protocol}'; they "
+                               f"{result.form}, on {result.device} by protocol '{result.protocol}'; they "
                                "cannot be one bar", hint="leave one of them out, or report them into separate folders")
         seen[key] = one
 
@@ -140,9 +140,9 @@ def _forecast(target: Target, counts: Counts, precision: str) -> tuple[float | N
 
 
 def _bar(result: Result) -> str | None:
-    """The bar that a result is; None for another engine, which stands in the table alone."""
+    """The bar that a result is; None for another engine or form, which stands in the table alone."""
     kinds = {(BASELINE_ENGINE, "fp16"): "hf_fp16", (OWN_ENGINE, "fp16"): "own_fp16", (OWN_ENGINE, "w4a16"): "awq_w4a16"}
-    return kinds.get((result.engine, result.precision))
+    return kinds.get((result.engine, result.form))
 
 
 def _place(result: Result) -> tuple[str, str, str | None]:

@@ -68,6 +68,7 @@ class Result:
         model: an exact shape's name, a hub id, or a bundle's name.
         engine: "edge-awq", "transformers", or another program.
         runtime: what the engine runs on, with its version: "tensorrt 10.3.0".
+        variant: what makes our engine another than the usual one, such as "kv-bits 8" or "plugin-free".
         shape: the entry of shapes.toml that the model is exactly as large as, where ``model`` is another name.
         protocol: "figure", "realistic", or a name of its own.
         tok_s_median, tok_s_mad: of decoding, over the repeats; the median absolute deviation.
@@ -115,6 +116,7 @@ class Result:
     mean_w: float | None = None
     temp_max_c: float | None = None
     throttled: bool | None = None
+    variant: str | None = None
 
     def __post_init__(self) -> None:
         name = f"result of {self.model} on {self.device}"
@@ -129,6 +131,11 @@ class Result:
         if self.valid == bool(self.invalid_reasons):
             raise EdgeAwqError(f"{name}: valid is {self.valid} and {len(self.invalid_reasons)} reasons are given",
                                hint="an invalid result says why, a valid one has no reasons")
+
+    @property
+    def form(self) -> str:
+        """Precision and variant, in words."""
+        return f"{self.precision}, {self.variant}" if self.variant else self.precision
 
     @property
     def group(self) -> str:

@@ -48,7 +48,7 @@ def _describe_meter(result: Result) -> str:
 
 
 def _words(result: Result) -> str:
-    return f"{result.engine} {result.precision} {_tokens(result)}"
+    return f"{result.engine} {result.form} {_tokens(result)}"
 
 
 def _tokens(result: Result) -> str:
@@ -61,13 +61,13 @@ def _rate(result: Result | None) -> str:
 
 def _row(result: Result) -> tuple[str, ...]:
     peak_gb = None if result.peak_rss_bytes is None else result.peak_rss_bytes / 1e9
-    return (result.engine, result.precision, _tokens(result), _rate(result), number(result.tok_s_mad),
+    return (result.engine, result.form, _tokens(result), _rate(result), number(result.tok_s_mad),
             number(result.prefill_tok_s_median), number(result.j_per_token) or result.j_per_token_problem or "",
             number(result.load_s), number(peak_gb), "yes" if result.valid else "no")
 
 
 def _compare_row(one: Comparison) -> tuple[str, ...]:
     verdict = f"{one.verdict}: {one.reason}" if one.reason else one.verdict
-    return (one.new.engine, one.new.precision, _tokens(one.new), _rate(one.old), _rate(one.new),
+    return (one.new.engine, one.new.form, _tokens(one.new), _rate(one.old), _rate(one.new),
             number(one.noise_tok_s), *(number(result.j_per_token if result else None) for result in (one.old, one.new)),
             number(one.noise_j), verdict)

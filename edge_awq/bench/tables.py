@@ -45,7 +45,7 @@ def result_rows(stored: Sequence[StoredResult]) -> Iterator[Row]:
     for one in stored:
         result = one.result
         valid = "yes" if result.valid else f"no: {'; '.join(result.invalid_reasons)}"
-        yield (result.device, result.provenance.power_mode or UNKNOWN, result.model, result.engine, result.precision,
+        yield (result.device, result.provenance.power_mode or UNKNOWN, result.model, result.engine, result.form,
                result.protocol, f"{result.prompt_tokens} + {result.generated_tokens}",
                "OOM" if result.oom else number(result.tok_s_median), number(result.tok_s_mad),
                number(result.j_per_token), number(result.j_per_token_above_idle), joules_of(result), valid,

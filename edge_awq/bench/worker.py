@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,12 +47,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An engine that can run here: a name in engines.py, its model, and the interpreter that has its library."""
+    """An engine that can run here.
+
+    Attributes:
+        name: in engines.py.
+        python: the interpreter that has its library.
+        options: what else it is to load its model with.
+    """
 
     name: str
     model: Path
     python: str = sys.executable
     device: str = "cpu"
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Worker:
@@ -66,7 +74,8 @@ class Worker:
     """
 
     def __init__(self, candidate: Candidate, threads: int, context: int) -> None:
-        command = [candidate.python, ENGINES, candidate.name, candidate.model, threads, context, candidate.device]
+        command = [candidate.python, ENGINES, candidate.name, candidate.model, threads, context, candidate.device,
+                   json.dumps(dict(candidate.options))]
         self._name = candidate.name
         self._oom_kills = oom_kills()
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 closed by close

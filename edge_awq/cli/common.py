@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,15 @@ def check_new_file(path: Path | None) -> None:
         raise EdgeAwqError(f"{path}: there is no folder {path.parent}", hint="make it first, or choose another with -o")
     if not os.access(path.parent, os.W_OK):
         raise EdgeAwqError(f"{path}: you may not write to the folder {path.parent}", hint="choose another with -o")
+
+
+def form_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The forms that a bundle for GPUs can run in."""
+    plugin_free = click.option("--plugin-free", is_flag=True,
+                               help="With TensorRT's own int4, not edge-awq's plugins: see compile.")
+    kv_bits = click.option("--kv-bits", type=click.Choice(["16", "8"]), callback=to_int,
+                           help="Of a cached key or value on a GPU.  [default: 16]")
+    return kv_bits(plugin_free(command))
 
 
 def to_int(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:

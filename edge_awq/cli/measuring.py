@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_awq.cli.common import Finite, check_new_file, progress
+from edge_awq.cli.common import Finite, check_new_file, form_options, progress
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def report(results: tuple[Path, ...], output: Path) -> None:
 @click.option("--compare", type=click.Path(path_type=Path), metavar="OLD.json",
               help="Exit with 1 if anything is slower than there, or takes more joules, by more than the noise.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: each engine's own choice]")
+@form_options
 @_meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",
               help="Write the results, again after every one.")
@@ -119,6 +120,7 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
 @click.option("--protocol", default="figure", show_default=True, help="As for bench.")
 @click.option("--repeats", type=click.IntRange(min=1), help="Of every measurement.  [default: 5]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the engine's own choice]")
+@form_options
 @click.option("--settle", type=Finite(min=0), metavar="S", default=5.0, show_default=True,
               help="Seconds to wait after a mode is set.")
 @_meter_options

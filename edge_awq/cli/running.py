@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_awq.cli.common import Finite, progress, to_int
+from edge_awq.cli.common import Finite, form_options, progress
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ PROMPT_NEEDED = "give a prompt: -p TEXT, --prompt-file FILE, or text on standard
 @click.option("--stop", multiple=True, help="Stop before this text; may be given again.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-text token.")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens in the KV cache.  [default: the bundle's]")
-@click.option("--kv-bits", type=click.Choice(["16", "8"]), callback=to_int, help="Of a cached key or value on a GPU.  "
-              "[default: 16]")
-@click.option("--plugin-free", is_flag=True, help="With TensorRT's own int4, not edge-awq's plugins: see compile.")
+@form_options
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: physical cores]")
 @click.option("--lookup", type=click.IntRange(1, 7), metavar="N", help="Guess up to N tokens from the text so far; "
               "faster where it repeats itself.  [default: no guesses]")

@@ -1,13 +1,17 @@
 """The protocol's arithmetic, what makes a run invalid, and how an engine may end."""
 
 import dataclasses
+import json
+import re
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 from fake_workers import Clock, NoMeter, ScriptedWorker, SteadyMeter, bench, entry
 
-from edge_awq.bench.engines import is_out_of_memory
+from edge_awq.bench.bench import BenchRequest
+from edge_awq.bench.engines import EdgeAwq, LoadRequest, is_out_of_memory
 from edge_awq.bench.protocols import PROTOCOLS, Case, Conditions, deviation, fitting, invalid_reasons
 from edge_awq.bench.worker import Candidate, EngineEnded, Worker, describe_end, oom_kills
 from edge_awq.power.energy import PhaseEnergy
@@ -26,6 +30,29 @@ def test_figure_is_the_median_step_of_4_and_200(tmp_path):
     assert (result.runtime, result.load_s, result.peak_rss_bytes) == ("onnxruntime 1.23.0", 1.5, 1000)
     assert (result.j_per_token, result.j_per_token_problem, result.idle_w) == (None, "no_power_source", None)
     assert len({tuple(prompt) for prompt in worker.prompts}) == 1
+
+
+@pytest.mark.parametrize(("asked", "options", "variant"), [
+    ({}, {}, None), ({"kv_bits": 16}, {}, None), ({"kv_bits": 8}, {"kv_bits": 8}, "kv-bits 8"),
+    ({"plugin_free": True}, {"plugin_free": True}, "plugin-free"),
+], ids=str)
+def test_the_form_of_our_engine_is_loaded_and_named(tmp_path, monkeypatch, asked, options, variant):
+    request = BenchRequest((tmp_path,), **asked)
+    assert (request.load_options, request.variant) == (options, variant)
+    script = tmp_path / "engine.py"  # tells what it was given, and ends
+    script.write_text("import sys\nsys.exit(sys.argv[6])\n")
+    monkeypatch.setattr("edge_awq.bench.worker.ENGINES", script)
+    with pytest.raises(EngineEnded, match=re.escape(json.dumps(options))):
+        Worker(Candidate("edge-awq", tmp_path, options=request.load_options), 1, 16)
+    seen = {}
+    engine = SimpleNamespace(engine=SimpleNamespace(step_greedy=None))
+    monkeypatch.setattr("edge_awq.runner.session.load", lambda model, **given: seen.update(given) or engine)
+    EdgeAwq(LoadRequest("model", 0, 16, "gpu", options))
+    assert seen == {"threads": None, "context": 16, **options}
+    worker = ScriptedWorker(Clock())
+    named = dataclasses.replace(entry(), variant=variant)
+    (result,) = bench(worker, NoMeter(), tmp_path, repeats=1).measure([named]).results
+    assert result.variant == variant
 
 
 def test_realistic_counts_every_step_and_skips_what_does_not_fit(tmp_path):

@@ -69,6 +69,13 @@ def test_more_joules_per_token_are_a_regression_where_they_are_of_the_same_rails
     assert (found.noise_j is None) == (new.j_per_token is None or new.provenance.power_scope != "module")
 
 
+def test_forms_of_our_engine_are_compared_each_with_its_own(tmp_path):
+    old = [result(tok_s_median=40.0), result(tok_s_median=50.0, variant="kv-bits 8")]
+    write_results(tmp_path / "old.json", old)
+    (found,) = compare_with(tmp_path / "old.json", [result(tok_s_median=41.0, variant="kv-bits 8")])
+    assert (found.old.tok_s_median, found.verdict) == (50.0, REGRESSION)
+
+
 def test_no_verdict_at_all_is_no_pass():
     bad = result(valid=False, invalid_reasons=("throttled",))
     with pytest.raises(EdgeAwqError, match=r"a\.json: nothing could be compared: the new run is invalid: throttled"):

@@ -60,6 +60,13 @@ def test_every_measured_device_and_mode_has_a_panel():
     assert titles[3:] == ["Jetson AGX Orin 64GB, 204.8 GB/s, power mode MODE_30W", "H200, 4800 GB/s", "laptop"]
 
 
+def test_another_form_of_our_engine_is_no_bar_and_can_stand_beside_the_usual_one():
+    bytes_cached = stored(**AGX, variant="kv-bits 8", tok_s_median=41.0)
+    panels = make_panels([*FULL, bytes_cached])
+    assert 41.0 not in [slot.measured.tok_s_median for slot in slots(panels).values() if slot.measured]
+    assert bytes_cached.result.form == "w4a16, kv-bits 8"
+
+
 def test_invalid_results_are_left_out():
     disturbed = stored(**AGX, valid=False, invalid_reasons=("it throttled",))
     assert not any(slot.measured for slot in slots(make_panels([disturbed])).values())
