@@ -1,18 +1,17 @@
-"""Run directories, read back: what happened when, and the power that was drawn. A log that a kill cut short is read."""
+"""Run directories with their samples: what happened when, and the power that was drawn."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_awq.errors import EdgeAwqError
-from edge_awq.runner.runlog import LOG, SCHEMA, TOKENS
-
-POWER = "power.csv"
+from edge_awq.runner.logread import read_run as read_log
+from edge_awq.runner.powerlog import POWER
+from edge_awq.runner.runlog import LOG, TOKENS
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ def read_run(folder: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        EdgeAwqError: it has no log, an empty one, one of another schema version, one cut off before anything ran, or
-            values that are none.
+        EdgeAwqError: as for `edge_awq.runner.logread.read_run`; or nothing ran, or a sample is no number.
     """
     try:
         return _read_run(folder)
@@ -82,47 +80,20 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def _read_run(folder: Path) -> Run:
-    events, cut_off = _read_events(folder / LOG)
-    start = events[0] if events else {}
-    if start.get("event") != "start":
-        raise EdgeAwqError(f"{folder}: {LOG} has no whole start event", hint="the run ended too early; leave it out")
-    if start.get("schema") != SCHEMA:
-        raise EdgeAwqError(f"{folder}: a run log of schema {start.get('schema')!r}",
-                           hint=f"this edge-awq reads {SCHEMA}; report with the version that wrote it")
-    phases = tuple(Phase(event["name"], event["t_start_ns"] / 1e9, event["t_end_ns"] / 1e9)
-                   for event in events if event["event"] == "phase")
-    requests = tuple(event for event in events if event["event"] == "request")
-    if not requests:
+    log = read_log(folder)
+    phases = tuple(Phase(event["name"], event["t_start_ns"] / 1e9, event["t_end_ns"] / 1e9) for event in log.phases)
+    if not log.requests:
         raise EdgeAwqError(f"{folder}: the run holds no request", hint="it ended too early; leave it out")
     power = _read_csv(folder / POWER, "t_ns")
     rails = [name for name in (power[0] if power else ()) if name.endswith("_mw")]
     tokens = _read_csv(folder / TOKENS, "t_ns")
     return Run(
-        path=folder, start=start, phases=phases, requests=requests,
-        warnings=tuple(f"{event['code']}: {event['text']}" for event in events if event["event"] == "warning"),
+        path=folder, start=log.start, phases=phases, requests=log.requests, cut_off=log.cut_off,
+        warnings=tuple(f"{event['code']}: {event['text']}" for event in log.warnings),
         power_s=tuple(int(row["t_ns"]) / 1e9 for row in power),
         power_w=tuple(_number(row.get("total_w")) for row in power),
         rails_w={name.removesuffix("_mw"): tuple(_scaled(row[name], 1e-3) for row in power) for name in rails},
-        token_s=tuple(int(row["t_ns"]) / 1e9 for row in tokens), cut_off=cut_off)
-
-
-def _read_events(path: Path) -> tuple[list[dict[str, Any]], bool]:
-    """Every whole line, and whether the last one is not."""
-    if not path.is_file():
-        raise EdgeAwqError(f"{path.parent} is no run directory: it has no {path.name}",
-                           hint="give a directory that edge-awq run --log made, or a result file")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines:
-        raise EdgeAwqError(f"{path}: the log is empty", hint="the run ended before it began; leave it out")
-    events = []
-    for number, line in enumerate(lines, 1):
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                return events, True
-            raise EdgeAwqError(f"{path}: line {number} is damaged ({error})", hint="copy the run again") from error
-    return events, False
+        token_s=tuple(int(row["t_ns"]) / 1e9 for row in tokens))
 
 
 def _read_csv(path: Path, key: str) -> list[dict[str, str]]:

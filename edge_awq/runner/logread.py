@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
         start: the start event; requests, phases, warnings: theirs in order; summary: None where the run did not end.
-        whole: False where the last line is cut off or the summary is missing.
+        cut_off: the last line is not whole.
         power_rows: samples in power.csv, None without that file.
     """
 
@@ -33,8 +33,13 @@ class Run:
     requests: tuple[dict[str, Any], ...]
     warnings: tuple[dict[str, Any], ...]
     summary: dict[str, Any] | None
-    whole: bool
+    cut_off: bool
     power_rows: int | None
+
+    @property
+    def whole(self) -> bool:
+        """The run came to its end, and the log holds all of it."""
+        return not self.cut_off and self.summary is not None
 
 
 def read_run(path: Path | str) -> Run:
@@ -60,9 +65,8 @@ def read_run(path: Path | str) -> Run:
     kinds = {kind: tuple(event for event in events if event["event"] == kind)
              for kind in ("phase", "request", "warning", "summary")}
     summary = kinds["summary"][-1] if kinds["summary"] else None
-    whole = not cut and summary is not None
     rows = _count_rows(folder / POWER)
-    return Run(folder, start, kinds["phase"], kinds["request"], kinds["warning"], summary, whole, rows)
+    return Run(folder, start, kinds["phase"], kinds["request"], kinds["warning"], summary, cut, rows)
 
 
 def _parse(file: Path, lines: list[str]) -> tuple[list[dict[str, Any]], bool]:

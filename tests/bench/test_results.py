@@ -106,11 +106,11 @@ def write_lines(folder, *lines):
 
 
 @pytest.mark.parametrize(("break_it", "words"), [
-    (lambda folder: (folder / "run.jsonl").unlink(), ["no run directory", "run.jsonl"]),
+    (lambda folder: (folder / "run.jsonl").unlink(), ["not a run directory", "run.jsonl"]),
     (write_lines, ["empty"]),
     (lambda folder: write_lines(folder, json.dumps({**START, "schema": "edge-awq.run/9"})), ["run/9", "run/1"]),
     (lambda folder: write_lines(folder, json.dumps(START)), ["no request"]),
-    (lambda folder: write_lines(folder, json.dumps(START)[:20]), ["no whole start event"]),
+    (lambda folder: write_lines(folder, json.dumps(START)[:20]), ["empty"]),
     (lambda folder: write_lines(folder, json.dumps(START), "{", "{}"), ["line 2 is damaged"]),
     (lambda folder: (folder / "power.csv").write_text("a,b\n1,2\n"), ["power.csv", "t_ns"]),
     (lambda folder: (folder / "power.csv").write_text("t_ns,total_w\n1,x\n"), ["the run is damaged", "'x'"]),
