@@ -55,18 +55,18 @@ constexpr int kBlocks = 2;
 // n + 8 of W, and columns 2 * quarter and the next.
 struct GroupSums {
   float low[4] = {}, high[4] = {};  // of q * x * 2^-24, and of 16 times that: as the weights are unpacked
-  float halves_of_x[4] = {};        // of x * 2^-14, by row of x instead: of `row`, for even words and for odd ones
+  float sums_of_x[4] = {};          // of x * 2^-14, by row of x instead: of `row`, even words apart from odd ones
 
   __device__ __forceinline__ void add(const HalfPair (&upper)[4], const HalfPair (&lower)[4], const Vector& x) {
     multiply_16x8x16(low, {upper[0], lower[0], upper[1], lower[1]}, {x.word[0], x.word[1]});
     multiply_16x8x16(high, {upper[2], lower[2], upper[3], lower[3]}, {x.word[2], x.word[3]});
     constexpr HalfPair kUnits = 0x04000400u;  // 2^-14, the smallest number with all its bits
-    multiply_16x8x16(halves_of_x, {x.word[0], x.word[1], x.word[2], x.word[3]}, {kUnits, kUnits});
+    multiply_16x8x16(sums_of_x, {x.word[0], x.word[1], x.word[2], x.word[3]}, {kUnits, kUnits});
   }
 
   // sums += scale * (q - zero) * x * 2^-24; zeros are times 2^-10.
   __device__ __forceinline__ void add_to(float (&sums)[4], const Half (&scales)[2], const float (&zeros)[2]) const {
-    const float of_row = halves_of_x[0] + halves_of_x[2];
+    const float of_row = sums_of_x[0] + sums_of_x[2];
     const int column = 2 * (threadIdx.x % 4);
     const float of_column[2] = {shuffle(of_row, 4 * column), shuffle(of_row, 4 * column + 4)};
     for (int i = 0; i < 4; ++i) {
@@ -123,7 +123,7 @@ struct Int4Gemv {
     const GemvRows rows{a, row};
     for (int half = 0; half < 2; ++half) {
       weights[half] = a.qweight + static_cast<int64_t>(rows.n[half]) * (a.K / 2) + warp * kChunkBytes +
-                             quarter * (kLaneWeights / 2);
+                      quarter * (kLaneWeights / 2);
       scales[half] = a.scales + rows.n[half] * groups + warp * kGroups + own_group;
       zero_points[half] = a.zero_points + rows.n[half] * zero_bytes + warp * kGroups / 2;
     }
@@ -177,8 +177,8 @@ struct Int4Gemv {
   }
 
   // A zero point times 2^-10: 2^13 + that has it in its lowest bits.
-  __device__ __forceinline__ float zero_point(uint32_t pair) const {
-    return as_float(and_or(pair >> zero_shift, 15u, 0x46000000u)) - 0x1p13f;
+  __device__ __forceinline__ float zero_point(uint32_t both) const {
+    return as_float(and_or(both >> zero_shift, 15u, 0x46000000u)) - 0x1p13f;
   }
 
   // Adds the chunk's products, each group's times its scale, to this lane's sums.
@@ -210,18 +210,13 @@ struct Int4Gemv {
 }  // namespace edge_awq
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
-int4_gemv_g128_long(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<128, 1, false>(a).run();
-}
-
-extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
 int4_gemv_g128(const edge_awq::Int4MatMulArguments a) {
   edge_awq::Int4Gemv<128, 1, true>(a).run();
 }
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
-int4_gemv_g64_rows4_long(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, 1, false>(a).run();
+int4_gemv_g128_long(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<128, 1, false>(a).run();
 }
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
@@ -230,11 +225,16 @@ int4_gemv_g64_rows4(const edge_awq::Int4MatMulArguments a) {
 }
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
-int4_gemv_g64_rows8_long(const edge_awq::Int4MatMulArguments a) {
-  edge_awq::Int4Gemv<64, 2, false>(a).run();
+int4_gemv_g64_rows4_long(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 1, false>(a).run();
 }
 
 extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
 int4_gemv_g64_rows8(const edge_awq::Int4MatMulArguments a) {
   edge_awq::Int4Gemv<64, 2, true>(a).run();
+}
+
+extern "C" __global__ void __launch_bounds__(edge_awq::kGemvThreads, edge_awq::kBlocks)
+int4_gemv_g64_rows8_long(const edge_awq::Int4MatMulArguments a) {
+  edge_awq::Int4Gemv<64, 2, false>(a).run();
 }
