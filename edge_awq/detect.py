@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_awq.gpus import Gpu, query_gpus
+from edge_awq.memory import meminfo_bytes
 from edge_awq.target import DEFAULT, Device, Limits, Match, Mode, QuantSpec, Reserve, Target, find_target, load_targets
 
 OLDEST_GPU = (8, 0)  # compute capability that the kernels are built for at least
@@ -61,7 +62,7 @@ def read_machine(root: Path | None = None, query: Callable[[], tuple[Gpu, ...]] 
         model=_text(tree / "model"),
         compatible=tuple((_text(tree / "compatible") or "").split("\0")) if (tree / "compatible").is_file() else (),
         gpus=query(),
-        memory_bytes=_memory_bytes(root / "proc/meminfo") or _memory_bytes(Path("/proc/meminfo")),
+        memory_bytes=meminfo_bytes("MemTotal", root / "proc/meminfo") or meminfo_bytes("MemTotal"),
         power_mode=_power_mode(root),
         gpu_max_mhz=_gpu_max_mhz(root / "sys/class/devfreq"),
     )
@@ -128,11 +129,6 @@ def _text(path: Path) -> str | None:
         return path.read_bytes().decode(errors="replace").strip().rstrip("\0") or None
     except OSError:
         return None
-
-
-def _memory_bytes(path: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s*(\d+) kB", _text(path) or "", re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
 
 
 def _power_mode(root: Path) -> str | None:

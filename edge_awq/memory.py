@@ -23,13 +23,18 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
-def available_bytes(path: Path = Path("/proc/meminfo")) -> int | None:
+def meminfo_bytes(field: str, path: Path = Path("/proc/meminfo")) -> int | None:
+    """What the kernel says of the machine's memory, such as "MemTotal"; None where the system does not say."""
+    if not path.is_file():
+        return None
+    match = re.search(rf"^{field}:\s*(\d+) kB", path.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def available_bytes() -> int | None:
     """Memory that programs can have without swapping, page cache included; None where the system does not say.
 
     Where a GPU shares it, CUDA does not count the page cache as free (NVIDIA, CUDA for Tegra, section "Estimating total
     allocatable device memory").
     """
-    if not path.is_file():
-        return None
-    match = re.search(r"^MemAvailable:\s*(\d+) kB", path.read_text(encoding="ascii"), re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
+    return meminfo_bytes("MemAvailable")

@@ -17,7 +17,7 @@ from edge_awq.bench.shape_models import make_shape_models, parse_precisions
 from edge_awq.bench.worker import Candidate
 from edge_awq.bundle import MANIFEST, Bundle, hash_file
 from edge_awq.detect import detect_target, read_machine
-from edge_awq.engine import CPU_RUNTIMES, load_runtime
+from edge_awq.engine import load_runtime
 from edge_awq.errors import EdgeAwqError
 from edge_awq.plan.speed import KV_BITS
 from edge_awq.power.base import MeterChoice
@@ -193,9 +193,9 @@ def _check_form(request: BenchRequest, bundles: Sequence[Bundle]) -> None:
     """Every bundle can run as it is to be run, as far as that can be told before it is opened."""
     for bundle in bundles:
         load_runtime(bundle.manifest.runtime, request.plugin_free)
-        if request.kv_bits is not None and bundle.manifest.runtime in CPU_RUNTIMES:
-            raise EdgeAwqError(f"--kv-bits {request.kv_bits}: {bundle.path} runs on processors, where the KV cache is "
-                               "float32", hint="leave it out, or build for a GPU: edge-awq build --target")
+        if request.kv_bits not in (None, *KV_BITS[bundle.manifest.runtime]):
+            raise EdgeAwqError(f"--kv-bits {request.kv_bits}: {bundle.path} runs on {bundle.manifest.runtime}, which "
+                               "has no such KV cache", hint="leave it out, or build for a GPU: edge-awq build --target")
         if request.plugin_free and "kv_bits" in request.load_options:
             raise EdgeAwqError(f"--kv-bits {request.kv_bits} and --plugin-free exclude each other",
                                hint="without plugins keys and values have 16 bits")

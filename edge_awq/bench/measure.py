@@ -11,7 +11,7 @@ from statistics import median
 
 from edge_awq import __version__
 from edge_awq.bench.protocols import Case, Conditions, Protocol, deviation, fitting, invalid_reasons, per_token
-from edge_awq.bench.results import Provenance, Result
+from edge_awq.bench.results import Provenance, Result, form_words
 from edge_awq.bench.worker import Candidate, EngineEnded, Sample, Worker
 from edge_awq.power.base import NONE, Reading
 from edge_awq.power.energy import NO_SOURCE, PhaseEnergy
@@ -43,7 +43,7 @@ class Entry:
     @property
     def words(self) -> str:
         """For progress and reasons."""
-        return f"{self.candidate.name} {self.precision}" + (f", {self.variant}" if self.variant else "")
+        return f"{self.candidate.name} {form_words(self.precision, self.variant)}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,11 @@ OWN_PRECISIONS = ("w4a16", "fp16")
 PRECISIONS = (*OWN_PRECISIONS, "int4")  # int4: 4-bit weights in another program's own format
 
 
+def form_words(precision: str, variant: str | None) -> str:
+    """How an engine runs, for tables and reasons."""
+    return f"{precision}, {variant}" if variant else precision
+
+
 @dataclass(frozen=True)
 class Provenance:
     """Where a result comes from; without power mode and clocks a Jetson's number cannot be repeated.
@@ -135,7 +140,7 @@ class Result:
     @property
     def form(self) -> str:
         """Precision and variant, in words."""
-        return f"{self.precision}, {self.variant}" if self.variant else self.precision
+        return form_words(self.precision, self.variant)
 
     @property
     def group(self) -> str:

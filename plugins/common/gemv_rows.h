@@ -37,18 +37,26 @@ struct SharedRows {
     return dynamic_shared(static_cast<size_t>(a.rows) * pitch * sizeof(Vector));
   }
 
-  // A row as one lane reads it: from where it stands, its vector j is the one of every four places that its quarter has.
+  // A row as one lane reads it, from shared memory or from x itself: get(j) is, from where it stands, the j-th of the
+  // vectors that its quarter has.
+  template <bool kShared>
   struct LaneRow {
-    const Vector* places[2];  // of even vectors, and of odd ones
+    const Vector* places[2];  // in shared memory of even vectors, and of odd ones; in x the first is enough
 
-    __device__ __forceinline__ Vector get(int j) const { return load_shared(places[j % 2] + 4 * j); }
+    __device__ __forceinline__ Vector get(int j) const {
+      if (kShared) return load_shared(places[j % 2] + 4 * j);
+      return Order::arranged(places[0][j / kLaneVectors * (4 * kLaneVectors) + j % kLaneVectors]);
+    }
     __device__ __forceinline__ void advance(int vectors) {
       for (const Vector*& place : places) place += 4 * vectors;
     }
   };
 
-  // It stands at its vector `first`, an even number.
-  __device__ __forceinline__ LaneRow lane_row(int row, int quarter, int first) const {
+  // It stands at its vector `first`, a multiple of 2 and of kLaneVectors.
+  template <bool kShared>
+  __device__ __forceinline__ LaneRow<kShared> lane_row(int row, int quarter, int first) const {
+    const Vector* const x = reinterpret_cast<const Vector*>(a.x);
+    if (!kShared) return {x + (row * vectors + quarter * kLaneVectors + 4 * first), nullptr};
     const Vector* const start = shared() + (row * pitch + quarter + 4 * first);
     const int shift = row % 2 * 4;
     return {start + shift, start - shift};

@@ -37,8 +37,7 @@ struct Fp16Gemv {
 
   // Where this lane stands: at its part of its warp's next chunk.
   const Half* weights[2];
-  typename Rows::LaneRow x_shared = kNormed ? shared_rows.lane_row(row, quarter, warp * 2) : typename Rows::LaneRow{};
-  const Vector* x_global = reinterpret_cast<const Vector*>(a.x) + (row * (a.K / 8) + warp * (kChunk / 8) + quarter);
+  typename Rows::template LaneRow<kNormed> x_row = shared_rows.template lane_row<kNormed>(row, quarter, warp * 2);
   Vector x[2] = {};  // stay zeros where there is no such row
 
   __device__ __forceinline__ Fp16Gemv(const Fp16MatMulArguments& arguments) : a(arguments) {
@@ -58,15 +57,13 @@ struct Fp16Gemv {
   __device__ __forceinline__ void advance() {
     constexpr int kBy = kAhead * kGemvWarps;  // chunks
     for (const Half*& each : weights) each += kBy * kChunk;
-    if (kNormed) x_shared.advance(kBy * 2);
-    else x_global += kBy * kChunk / 8;
+    x_row.advance(kBy * 2);
   }
 
   __device__ __forceinline__ void multiply(int i, int, const Loaded& loaded, float (&sums)[1][4]) {
     const int before = i * kGemvWarps;
     if (row < a.rows)
-      for (int half = 0; half < 2; ++half)
-        x[half] = kNormed ? x_shared.get(before * 2 + half) : x_global[before * kChunk / 8 + half * 4];
+      for (int half = 0; half < 2; ++half) x[half] = x_row.get(before * 2 + half);
     float products[4] = {};
     for (int half = 0; half < 2; ++half) {
       const Vector &upper = loaded.rows[0][half], &lower = loaded.rows[1][half];

@@ -80,7 +80,6 @@ template <int kGroupSize, int kTiles, bool kShared>
 struct Int4Gemv {
   static constexpr int kGroups = kChunk / kGroupSize;  // per chunk
   static constexpr int kTileRows = 8 / kGroups;        // rows of x per tile
-  static constexpr int kVectors = kChunk / 8;          // of x, per chunk and row
   static constexpr int kAhead = kTiles == 1 ? 3 : 2;   // chunks on their way from memory, 1 KiB each per warp
   using Rows = SharedRows<4, Int4Order>;
   using Shared = GemvShared<GemvSums<kTiles, kTileRows>, Rows>;
@@ -96,9 +95,8 @@ struct Int4Gemv {
   // What a lane puts into its column of a tile: its 32 values of k of a row of x, or zeros.
   struct Column {
     bool is_fed;
-    typename Rows::LaneRow shared;  // where the row lies: in shared memory ...
-    const Vector* global;           // ... or not
-    Vector x[4];                    // stays zeros where it is not fed
+    typename Rows::template LaneRow<kShared> row;
+    Vector x[4];  // stays zeros where it is not fed
   };
 
   const Int4MatMulArguments& a;
@@ -131,8 +129,7 @@ struct Int4Gemv {
       const int of_x = tile * kTileRows + row % kTileRows;
       columns[tile].is_fed = of_x < a.rows && row / kTileRows == own_group;
       for (Vector& each : columns[tile].x) each = {0, 0, 0, 0};
-      if (kShared) columns[tile].shared = shared_rows.lane_row(of_x, quarter, warp * 4);
-      columns[tile].global = reinterpret_cast<const Vector*>(a.x) + (of_x * (a.K / 8) + warp * kVectors + quarter * 4);
+      columns[tile].row = shared_rows.template lane_row<kShared>(of_x, quarter, warp * 4);
     }
   }
 
@@ -154,10 +151,7 @@ struct Int4Gemv {
       scales[half] += kBy * kGroups;
       zero_points[half] += kBy * kGroups / 2;
     }
-    for (Column& column : columns) {
-      if (kShared) column.shared.advance(kBy * 4);
-      else column.global += kBy * kVectors;
-    }
+    for (Column& column : columns) column.row.advance(kBy * 4);
   }
 
   __device__ __forceinline__ void prepare() const {
@@ -168,12 +162,11 @@ struct Int4Gemv {
     const int before = i * kGemvWarps;  // chunks
     if (kShared) {  // past the end there are zeros
       if (column.is_fed)
-        for (int j = 0; j < 4; ++j) column.x[j] = column.shared.get(before * 4 + j);
+        for (int j = 0; j < 4; ++j) column.x[j] = column.row.get(before * 4 + j);
       return;
     }
     const bool is_inside = column.is_fed && left - missing > before;
-    for (int j = 0; j < 4; ++j)
-      column.x[j] = is_inside ? Int4Order::arranged(column.global[before * kVectors + j]) : Vector{0, 0, 0, 0};
+    for (int j = 0; j < 4; ++j) column.x[j] = is_inside ? column.row.get(before * 4 + j) : Vector{0, 0, 0, 0};
   }
 
   // A zero point times 2^-10: 2^13 + that has it in its lowest bits.

@@ -41,16 +41,14 @@ struct Int8Gemv {
   // Where this lane stands: at its part of its warp's next chunk.
   const uint8_t* weights[2];
   int first_scale[2];
-  typename Rows::LaneRow x_shared = kNormed ? shared_rows.lane_row(row, quarter, warp * 2) : typename Rows::LaneRow{};
-  const Vector* x_global = reinterpret_cast<const Vector*>(a.x) + (row * (a.K / 8) + warp * (kChunk / 8) + quarter * 2);
+  typename Rows::template LaneRow<kNormed> x_row = shared_rows.template lane_row<kNormed>(row, quarter, warp * 2);
   Vector x[2] = {};  // stay zeros where there is no such row
 
   __device__ __forceinline__ Int8Gemv(const Int8MatMulArguments& arguments) : a(arguments) {
     const GemvRows rows{a, row};
     const int groups = (chunks + group_shift) >> group_shift;
     for (int half = 0; half < 2; ++half) {
-      weights[half] = a.qweight + static_cast<int64_t>(rows.n[half]) * a.K + warp * kChunk +
-                             quarter * kLaneWeights;
+      weights[half] = a.qweight + static_cast<int64_t>(rows.n[half]) * a.K + warp * kChunk + quarter * kLaneWeights;
       first_scale[half] = rows.n[half] * groups + (warp >> group_shift);
     }
   }
@@ -71,15 +69,13 @@ struct Int8Gemv {
       weights[half] += kBy * kChunk;
       first_scale[half] += kBy >> group_shift;
     }
-    if (kNormed) x_shared.advance(kBy * 2);
-    else x_global += kBy * kChunk / 8;
+    x_row.advance(kBy * 2);
   }
 
   __device__ __forceinline__ void multiply(int i, int, const Loaded& loaded, float (&sums)[1][4]) {
     const int before = i * kGemvWarps;
     if (row < a.rows)
-      for (int j = 0; j < 2; ++j)
-        x[j] = kNormed ? x_shared.get(before * 2 + j) : x_global[before * kChunk / 8 + j];
+      for (int j = 0; j < 2; ++j) x[j] = x_row.get(before * 2 + j);
     float products[4] = {};
     for (int j = 0; j < 4; ++j) {
       HalfPair upper[2], lower[2];

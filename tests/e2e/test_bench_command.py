@@ -178,7 +178,7 @@ BAD = {
     "unknown peer": (["w4.bundle", "--peer", "vllm=x"], "peer 'vllm' is not known"),
     "peer without a model": (["w4.bundle", "--peer", "llama.cpp"], "no model is given"),
     "peer not installed": (["w4.bundle", "--peer", "llama.cpp=x.gguf"], "needs the Python package 'llama-cpp-python'"),
-    "cache of bytes on a processor": (["w4.bundle", "--kv-bits", "8"], "--kv-bits 8: w4.bundle runs on processors"),
+    "cache of bytes on a processor": (["w4.bundle", "--kv-bits", "8"], "--kv-bits 8: w4.bundle runs on onnxruntime"),
     "plugin-free on a processor": (["w4.bundle", "--plugin-free"], "runtime 'onnxruntime' has no engines without"),
     "too long a context": (["w4.bundle", "--protocol", "realistic"], "nothing was measured: realistic 512 + 128"),
     "old file of another schema": (["w4.bundle", "--compare", "schema.json"], "schema version 0, not 1"),

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from edge_awq.memory import available_bytes
+from edge_awq.memory import available_bytes, meminfo_bytes
 from edge_awq.runner.generate import Token
 from edge_awq.runner.metrics import (
     decode_tok_s,
@@ -100,10 +100,11 @@ print(before, used, peak_rss_bytes())
 """
 
 
-def test_available_memory(tmp_path):
+def test_memory_of_the_machine(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    123 kB\n")
-    assert available_bytes(tmp_path / "meminfo") == 123 * 1024
-    assert available_bytes(tmp_path / "missing") is None
+    assert meminfo_bytes("MemAvailable", tmp_path / "meminfo") == 123 * 1024
+    assert meminfo_bytes("MemFree", tmp_path / "meminfo") is meminfo_bytes("MemTotal", tmp_path / "missing") is None
+    assert 0 < available_bytes() <= meminfo_bytes("MemTotal")
 
 
 def test_peak_memory_is_of_this_process_alone_and_in_bytes():
