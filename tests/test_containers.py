@@ -61,6 +61,11 @@ def test_the_command_is_passed_on_as_it_is(tmp_path, host):
     assert not {"--gpus", "--runtime", "--group-add"} & set(call.options)
 
 
+def test_what_serves_is_reached_as_if_it_were_installed_here(tmp_path, host):
+    assert Call(tmp_path, "serve", "b", "--port", "9000", host=host).values("--network") == ["host"]
+    assert not Call(tmp_path, "run", "serve", host=host).values("--network")
+
+
 def test_variables_and_profiles_are_passed_on(tmp_path, host):
     profiles = tmp_path / "home" / ".config" / "edge-awq"
     profiles.mkdir(parents=True)

@@ -59,7 +59,8 @@ def test_links_lead_somewhere(page):
 def test_python_in_the_readme_uses_what_there_is():
     from edge_awq.runner.session import Session
 
-    (block,) = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    block, client = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    ast.parse(client)
     used = {node.attr for node in ast.walk(ast.parse(block))
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "session"}
     assert used and all(callable(getattr(Session, name)) for name in used)

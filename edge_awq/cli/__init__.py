@@ -13,8 +13,10 @@ import click
 
 from edge_awq import __version__
 from edge_awq.cli.building import build, compile_engine, export_checkpoint
+from edge_awq.cli.chatting import chat
 from edge_awq.cli.measuring import bench, report, tune
 from edge_awq.cli.running import run
+from edge_awq.cli.serving import serve
 from edge_awq.cli.showing import inspect, log, plan, targets
 from edge_awq.errors import EdgeAwqError
 
@@ -33,6 +35,7 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         came: list[int] = []  # compiled code that a signal interrupts may turn it into an error of its own
+        ctx.obj = came
 
         def interrupt(number: int, frame: FrameType | None) -> None:
             came.append(number)
@@ -91,8 +94,11 @@ def main() -> None:
     \b
       edge-awq build MODEL -o NAME.bundle     on a workstation
       edge-awq run NAME.bundle -p "Hello"     on the device
+      edge-awq chat NAME.bundle               turn by turn
+      edge-awq serve NAME.bundle              for clients of OpenAI's API
     """
 
 
-for command in (build, compile_engine, run, inspect, export_checkpoint, targets, plan, report, bench, tune, log):
+for command in (build, compile_engine, run, chat, serve, inspect, export_checkpoint, targets, plan, report, bench, tune,
+                log):
     main.add_command(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from edge_awq.progress import Progress
 
 
+STDIN = "standard input"
+
+
 def progress() -> Progress:
     """A bar on a terminal, lines where standard error is piped."""
     from edge_awq.progress import Bars, Lines
@@ -25,14 +29,21 @@ def progress() -> Progress:
     return Bars() if sys.stderr.isatty() else Lines(partial(click.echo, err=True))
 
 
-class Finite(click.FloatRange):
-    """A number, from ``min`` on where that is given, and neither infinite nor "nan"."""
+class Finite(click.ParamType):
+    """A number, from ``minimum`` on where that is given, and neither infinite nor "nan"."""
+
+    name = "float"
+
+    def __init__(self, minimum: float | None = None) -> None:
+        self.minimum = minimum
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number, or an error of usage."""
-        number = super().convert(value, param, ctx)
+        number = click.FLOAT.convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
+        if self.minimum is not None and number < self.minimum:
+            self.fail(f"{value} is less than {self.minimum:g}.", param, ctx)
         return number
 
 
@@ -64,3 +75,26 @@ def form_options(command: Callable[..., None]) -> Callable[..., None]:
 def to_int(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     """A choice of numbers as a number."""
     return None if value is None else int(value)
+
+
+def decoded(raw: bytes, place: str) -> str:
+    """The text of a prompt.
+
+    Args:
+        place: where it comes from.
+
+    Raises:
+        EdgeAwqError: it is not UTF-8.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise EdgeAwqError(f"{place}: not UTF-8 text ({error.reason})", hint="convert the prompt to UTF-8") from error
+
+
+def go_on_after_ctrl_c(interrupt: KeyboardInterrupt) -> None:
+    """Forget a Ctrl-C; what any other signal began goes its way. The signals that came are the context's object."""
+    came = click.get_current_context().find_object(list) or []
+    if came and came[-1] != signal.SIGINT:
+        raise interrupt
+    came.clear()

@@ -121,7 +121,7 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
 @click.option("--repeats", type=click.IntRange(min=1), help="Of every measurement.  [default: 5]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: the engine's own choice]")
 @form_options
-@click.option("--settle", type=Finite(min=0), metavar="S", default=5.0, show_default=True,
+@click.option("--settle", type=Finite(minimum=0), metavar="S", default=5.0, show_default=True,
               help="Seconds to wait after a mode is set.")
 @_meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",

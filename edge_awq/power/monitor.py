@@ -22,6 +22,7 @@ from edge_awq.power.base import AUTO, NONE, MeterChoice, Reading, Source
 from edge_awq.power.choose import candidates
 from edge_awq.power.energy import LOST, NO_SOURCE, PhaseEnergy, Span, hole_s, phase_energy
 
+_KEPT = 16  # samples that stay when the others are let go
 _STOP_S = 2.0  # from closing the sampler's input to killing it
 _HANGS = "a service that hangs does this: 'sudo systemctl restart jtop', or choose another meter"
 _OTHER = "choose another meter, or --meter none"
@@ -99,9 +100,14 @@ class Monitor:
         return readings[-1] if readings else None
 
     def readings(self) -> list[Reading]:
-        """Every sample so far."""
+        """Every sample so far, but for those that were let go."""
         with self._changed:
             return list(self._readings)
+
+    def forget(self) -> None:
+        """Let go of all but the newest samples, those that the next phase may begin between."""
+        with self._changed:
+            del self._readings[:-_KEPT]
 
     def listen(self, listener: Callable[[Reading], None]) -> None:
         """Call ``listener`` with every sample, those that are there already first; from the meter's own thread."""

@@ -19,6 +19,20 @@ def speed_line(summary: RunSummary, energy: RequestEnergy, bandwidth_gb_s: float
             f"peak memory {summary.peak_rss_bytes / 1e6:.0f} MB]")
 
 
+def chat_line(summary: RunSummary, energy: RequestEnergy, context: int, finish_reason: str | None) -> str:
+    """The line behind each answer of a chat; without a meter it is silent about energy.
+
+    Args:
+        context: tokens that the KV cache has room for.
+        finish_reason: of the last token; None: the answer was broken off.
+    """
+    decode = f"{summary.tokens} tokens at {summary.decode_tok_s:.1f} tok/s" if summary.decode_tok_s else "one token"
+    end = {None: ", broken off", "length": ", cut off"}.get(finish_reason, "")
+    joules = f", {_joules(energy)}" if energy.meter is not None else ""
+    used = min(summary.prompt_tokens + summary.tokens, context)
+    return f"[{decode}{end}, first after {summary.ttft_s:.2f} s{joules}, {used} of {context} tokens of context]"
+
+
 def _joules(energy: RequestEnergy) -> str:
     if energy.meter is None:
         return f"energy not measured ({energy.refusal})" if energy.refusal else "energy not measured"

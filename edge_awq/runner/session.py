@@ -116,6 +116,7 @@ class Session:
         self.vocabulary = vocabulary
         self.loaded = loaded
         self.reused_tokens = self._prompt_tokens = 0
+        self._logged = False
 
     @property
     def engine(self) -> PrefixEngine:
@@ -230,16 +231,20 @@ class Session:
         return getattr(getattr(target, "device", None), "bandwidth_gb_s", None)
 
     def open_log(self, folder: Path, settings: GenerationSettings, meter: Monitor | None = None) -> RunLog:
-        """Begin a run log in ``folder``; loading is its first phase. Its ``record`` goes around the stream.
+        """Begin a run log in ``folder``. Its ``record`` goes around the stream.
+
+        A session's first log begins with loading, as its first phase; any later one begins now.
 
         Args:
             meter: started by the caller, who also stops it; None measures no power.
         """
         if meter is not None:
             meter.ready()
-        run_log = RunLog(folder, self._describe(settings), self.loaded.started_ns, meter=meter)
-        run_log.phase("load", (0, round(self.loaded.load_s * 1e9)))
-        if meter is not None and meter.idle_span is not None:
+        first, self._logged = not self._logged, True
+        run_log = RunLog(folder, self._describe(settings), self.loaded.started_ns if first else None, meter=meter)
+        if first:
+            run_log.phase("load", (0, round(self.loaded.load_s * 1e9)))
+        if first and meter is not None and meter.idle_span is not None:
             start_ns, end_ns = meter.idle_span
             run_log.phase("idle", (start_ns - self.loaded.started_ns, end_ns - self.loaded.started_ns))
         if meter is None:

@@ -20,12 +20,11 @@ ROWS, COLUMNS = 12, 60
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from edge_awq.cli.running import _echo_each
-from edge_awq.runner.live import live_status
+from edge_awq.cli.running import show
 from measured import start, tokens
 print("before")
-with start(sys.argv[1]) as meter, live_status(meter, wanted=True) as live:
-    list(_echo_each(live.watch(tokens(int(sys.argv[3]), 0.3, float(sys.argv[4]))), stream=True))
+with start(sys.argv[1]) as meter:
+    show(tokens(int(sys.argv[3]), 0.3, float(sys.argv[4])), meter)
 print("\\nafter")
 """
 
