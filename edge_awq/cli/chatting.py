@@ -92,7 +92,7 @@ class _Talk:
                 raise
             go_on_after_ctrl_c(interrupt)
         finally:
-            self.conversation.answered("".join(token.text for token in tokens))
+            self.conversation.answered("".join(token.text for token in tokens) if tokens else None)
         click.echo()
         if answer.summary is not None:
             click.echo(chat_line(answer.summary, answer.energy, self._session.engine.context,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,11 @@ def run(bundle: Path, **options: Any) -> None:
 
 
 def show(answer: Iterable[Token], meter: Monitor, stream: bool = True) -> None:
-    """Run an answer to its end; with ``stream`` its text is written as it comes, and its speed meanwhile."""
+    """Run an answer to its end, or until something is raised; with ``stream`` its text is written as it comes, and its speed meanwhile."""
     from edge_awq.runner.live import live_status
 
-    with live_status(meter, stream) as live:
-        for token in live.watch(answer):
+    with live_status(meter, stream) as live, closing(iter(answer)) as tokens:
+        for token in live.watch(tokens):
             if stream:
                 click.echo(token.text, nl=False)  # flushes
 

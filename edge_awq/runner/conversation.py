@@ -56,12 +56,12 @@ class Conversation:
         self.messages = [*self._instructions, *turns]
         return ids
 
-    def answered(self, text: str) -> None:
-        """Add what the model said, also where it was broken off; what it could not answer counts as not said."""
-        if text:
-            self.messages.append({"role": "assistant", "content": text})
-        else:
+    def answered(self, text: str | None) -> None:
+        """Add what the model said, also where it was broken off; None: nothing came, and the question is forgotten."""
+        if text is None:
             self.messages.pop()
+        else:
+            self.messages.append({"role": "assistant", "content": text})
 
     def clear(self) -> None:
         """Begin anew."""

@@ -70,13 +70,16 @@ class Jobs:
 
     def __init__(self, most_waiting: int) -> None:
         self._queue: queue.Queue[Job] = queue.Queue(most_waiting)
+        self._stopped = False
 
     def put(self, job: Job) -> None:
         """Let a request wait.
 
         Raises:
-            RequestError: too many wait already.
+            RequestError: too many wait already, or nobody works any more.
         """
+        if self._stopped:
+            raise STOPPING
         try:
             self._queue.put_nowait(job)
         except queue.Full:
@@ -94,6 +97,7 @@ class Jobs:
                 job = self._queue.get()
                 _answer(job, session, observers, tell)
         finally:
+            self._stopped = True
             while job is not None:
                 job.tell(STOPPING)
                 job = None if self._queue.empty() else self._queue.get()
