@@ -69,7 +69,7 @@ def run(bundle: Path, **options: Any) -> None:
 
 
 def show(answer: Iterable[Token], meter: Monitor, stream: bool = True) -> None:
-    """Run an answer to its end, or until something is raised; with ``stream`` its text is written as it comes, and its speed meanwhile."""
+    """Run an answer until it ends or something is raised; with ``stream`` its text is written as it comes."""
     from edge_awq.runner.live import live_status
 
     with live_status(meter, stream) as live, closing(iter(answer)) as tokens:

@@ -156,5 +156,6 @@ def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(terminal, bundle):
 def test_a_kill_ends_the_chat(terminal):
     here = terminal()
     here.wait_for("> ")
+    time.sleep(0.5)  # between its prompt and its wait for keys Python misses signals
     here.process.send_signal(signal.SIGTERM)
     assert here.process.wait(30) == -signal.SIGTERM
