@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,38 +101,39 @@ class _Talk:
 
 def _converse(talk: _Talk) -> None:
     """Until the user ends it."""
-    for text in _messages():
-        if text in _ENDS:
-            return
-        if text == "/clear":
-            talk.conversation.clear()
-        elif text.startswith("/"):
-            click.echo(HELP if text == "/help" else f"{text.split()[0]} is not known; /help for help", err=True)
-        else:
-            try:
-                talk.say(text, can_go_on=True)
-            except EdgeAwqError as error:
-                click.echo(f"Error: {error.message}" + (f"\nHint: {error.hint}" if error.hint else ""), err=True)
-
-
-def _messages() -> Iterator[str]:
-    """What the user types, up to Ctrl-D; with a history and the usual keys where Python has readline."""
     with suppress(ImportError):
-        import readline  # noqa: F401
-    begun = ""
-    while True:
+        import_module("readline")  # a history, and the usual keys
+    going_on = True
+    while going_on:
         try:
-            line = input("... " if begun else "> ")
+            going_on = _turn(talk, _read_message())
         except EOFError:
             click.echo()
             return
         except KeyboardInterrupt as interrupt:
             go_on_after_ctrl_c(interrupt)
             click.echo("\n[Ctrl-D or /exit ends the chat]", err=True)
-            begun = ""
-            continue
-        if line.endswith("\\"):
-            begun += line[:-1] + "\n"
-        elif text := (begun + line).strip():
-            begun = ""
-            yield text
+        except EdgeAwqError as error:
+            click.echo(f"Error: {error.message}" + (f"\nHint: {error.hint}" if error.hint else ""), err=True)
+
+
+def _turn(talk: _Talk, text: str) -> bool:
+    """What one message asks for; returns whether the chat goes on."""
+    if text in _ENDS:
+        return False
+    if text == "/clear":
+        talk.conversation.clear()
+    elif text.startswith("/"):
+        click.echo(HELP if text == "/help" else f"{text.split(maxsplit=1)[0]} is not known; /help for help", err=True)
+    elif text:
+        talk.say(text, can_go_on=True)
+    return True
+
+
+def _read_message() -> str:
+    """What the user types: a line, and further ones as long as they end in a backslash."""
+    lines = [input("> ")]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(input("... "))
+    return "\n".join(lines).strip()

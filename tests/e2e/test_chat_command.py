@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from models import assert_refused, command, make_model
+from models import TEMPLATE, assert_refused, command, make_model
 
 from edge_awq import load
 
@@ -21,13 +21,16 @@ import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, "-m", "edge_awq", "chat", *sys.argv[1:]])
 """
+WAIT_S = 0.5  # between a prompt and the wait for keys Python misses signals
 MESSAGES = ["The quick brown fox", "jumps over", "one, two; three"]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
-    make_model(folder / "model")
+    make_model(folder / "model", max_position_embeddings=4096)
+    (folder / "model" / "generation_config.json").write_text('{"eos_token_id": []}')  # no token ends an answer
+    (folder / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     assert command("build", folder / "model", "-o", folder / "b", "--recipe", "rtn").code == 0
     return folder / "b"
 
@@ -97,7 +100,7 @@ class Terminal:
             try:
                 self.output += os.read(self.master, 4096).decode(errors="replace")
             except OSError:
-                pytest.fail(f"it ended before {text!r} came: {self.output!r}")
+                pytest.fail(f"it ended before {text!r} came: {self.output[-3000:]!r}")
         return place + len(text)
 
     def type(self, text):
@@ -133,8 +136,12 @@ def test_on_a_terminal(terminal):
     place = here.wait_for("> ", here.wait_for("tokens of context]", here.wait_for("... ", place)))
     here.type("/clear\n")
     place = here.wait_for("> ", place)
-    here.type("x" * 300 + " y" * 300 + "\n")
+    for _ in range(4):  # a terminal takes lines of up to 4095 characters
+        here.type("x y " * 900 + "\\\n")
+        place = here.wait_for("... ", place)
+    here.type("z\n")
     place = here.wait_for("> ", here.wait_for("say it in fewer words", place))
+    time.sleep(WAIT_S)
     here.type("\x03")
     place = here.wait_for("> ", here.wait_for("/exit ends the chat", place))
     here.type("\x04")
@@ -142,13 +149,12 @@ def test_on_a_terminal(terminal):
 
 
 def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(terminal, bundle):
-    # Penalized and by chance, an answer of random weights fills the context; told slowly, it can be caught.
-    here = terminal("--temperature", "5", "--meter", "none")
-    here.wait_for("> ")
+    here = terminal("--temperature", "5")  # random weights fill a context of 4096 tokens, which takes seconds
+    place = here.wait_for("> ")
     here.type("tell\n")
-    here.wait_for("tok/s")
+    place = here.wait_for("tok/s", place)
     here.type("\x03")
-    here.wait_for("tokens of context]")
+    place = here.wait_for("> ", here.wait_for("tokens of context]", here.wait_for(", broken off", place)))
     here.type("/exit\n")
     assert here.process.wait(30) == 0
 
@@ -156,6 +162,6 @@ def test_ctrl_c_ends_an_answer_and_the_chat_goes_on(terminal, bundle):
 def test_a_kill_ends_the_chat(terminal):
     here = terminal()
     here.wait_for("> ")
-    time.sleep(0.5)  # between its prompt and its wait for keys Python misses signals
+    time.sleep(WAIT_S)
     here.process.send_signal(signal.SIGTERM)
     assert here.process.wait(30) == -signal.SIGTERM
