@@ -47,6 +47,8 @@ TOUCHED = (
 )
 
 OLDEST, OLDEST_10, NEWEST_MAJOR = (8, 6), (10, 3), 11
+_LOGS: list[tuple[ModuleType, Any]] = []  # of each TensorRT in this process
+_LIBRARIES: list[tuple[ModuleType, Path]] = []  # that are in its registry
 SUPPORTED = "TensorRT 8.6, 10.3 and later, and 11"
 
 
@@ -107,7 +109,7 @@ def load_toolkit(library: Path | None = None) -> Toolkit:
         raise EdgeAwqError(f"TensorRT cannot be loaded: {error}",
                            hint="install TensorRT's libraries, or let LD_LIBRARY_PATH name their folder") from error
     version = check_version(trt.__version__, np.__version__)
-    toolkit = Toolkit(trt, version, make_log(trt))
+    toolkit = Toolkit(trt, version, log_of(trt))
     _load_plugins(toolkit, library or plugins.find_library())
     return toolkit
 
@@ -130,10 +132,15 @@ def check_version(tensorrt: str, numpy: str) -> tuple[int, ...]:
 
 
 def _load_plugins(toolkit: Toolkit, library: Path) -> None:
+    """Give TensorRT the plugins; its registry, one for the whole process, refuses a library that it has already."""
     plugins.load_library(library)  # says what is wrong with it better than the registry does
+    if any(trt is toolkit.trt and known == library for trt, known in _LIBRARIES):
+        return
+    toolkit.log.forget()
     if toolkit.trt.get_plugin_registry().load_library(str(library)) is None:
         raise EdgeAwqError(f"{library}: {toolkit.title} does not take it as a plugin library"
                            f"{because(toolkit)}", hint="install the edge-awq wheel for this machine again")
+    _LIBRARIES.append((toolkit.trt, library))
 
 
 def create(toolkit: Toolkit, kind: str) -> Any:
@@ -155,8 +162,19 @@ def because(toolkit: Toolkit) -> str:
     return f" ({toolkit.why()})" if toolkit.why() else ""
 
 
-def make_log(trt: ModuleType) -> Any:
-    """An ILogger of that module for a Toolkit."""
+def log_of(trt: ModuleType) -> Any:
+    """The ILogger of that module for a Toolkit: one, which lives as long as the process.
+
+    TensorRT keeps the address of the first that it meets, and writes there for whoever comes later.
+    """
+    for known, log in _LOGS:
+        if known is trt:
+            return log
+    _LOGS.append((trt, _make_log(trt)))
+    return _LOGS[-1][1]
+
+
+def _make_log(trt: ModuleType) -> Any:
     severities = trt.ILogger.Severity
 
     class Log(trt.ILogger):

@@ -16,7 +16,7 @@ from toy_bundle import CHUNK, CONFIG, CONTEXT, MOST_ROWS, TENSORS, Notes, instal
 from edge_awq import plugins
 from edge_awq.bundle import Bundle
 from edge_awq.engine.trt import compile_bundle, open_engine
-from edge_awq.engine.trt.bindings import TOUCHED, check_version
+from edge_awq.engine.trt.bindings import TOUCHED, check_version, load_toolkit
 from edge_awq.engine.trt.build_progress import UNITS, Phases
 from edge_awq.errors import EdgeAwqError
 
@@ -342,6 +342,16 @@ def test_no_tensorrt(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     text = refusal(bundle)
     assert "'tensorrt' is not installed" in text and "JetPack" in text
+
+
+def test_one_process_has_one_log_and_loads_the_plugins_once(bundle, monkeypatch):
+    """TensorRT keeps the address of the first log, and its registry refuses a library that it has."""
+    install(monkeypatch)
+    first, second = load_toolkit(), load_toolkit()
+    assert first.log is second.log
+    assert compile_bundle(bundle.path) is not None
+    for engine in [open_engine(bundle), open_engine(bundle)]:
+        engine.close()
 
 
 def test_plugin_library_of_another_machine(bundle, monkeypatch, tmp_path):
