@@ -15,10 +15,29 @@ VERSION_BOUND = {
     "ParserError.node_operator": ((10, 3), ANY),
     "IProgressMonitor": ((9, 0), ANY),
     "IBuilderConfig.progress_monitor": ((9, 0), ANY),
-    "IExecutionContext.is_stream_capturable": (ANY, ANY),  # TensorRT-RTX alone has it
+    "ICudaEngine.create_runtime_config": ((10, 11), ANY),
+    # TensorRT-RTX alone has these.
+    "IExecutionContext.is_stream_capturable": (ANY, ANY),
+    "IRuntimeConfig.create_runtime_cache": (ANY, ANY),
+    "IRuntimeConfig.set_runtime_cache": (ANY, ANY),
+    "IRuntimeCache.serialize": (ANY, ANY),
+    "IRuntimeCache.deserialize": (ANY, ANY),
 }
 RTX_LACKS = {"NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "BuilderFlag.FP16", "BuilderFlag.INT8",
              "ITensor.dynamic_range"}
+# What is returned, where the package relies on it.
+RETURNS = {
+    "Builder.create_network": "INetworkDefinition", "Builder.build_serialized_network": "IHostMemory",
+    "OnnxParser.parse": "bool", "OnnxParser.parse_from_file": "bool",
+    "IBuilderConfig.add_optimization_profile": "int", "IBuilderConfig.set_timing_cache": "bool",
+    "IBuilderConfig.create_timing_cache": "ITimingCache", "ITimingCache.serialize": "IHostMemory",
+    "Runtime.deserialize_cuda_engine": "ICudaEngine", "ICudaEngine.create_execution_context": "IExecutionContext",
+    "IExecutionContext.set_input_shape": "bool", "IExecutionContext.set_tensor_address": "bool",
+    "IExecutionContext.execute_async_v3": "bool", "IExecutionContext.set_optimization_profile_async": "bool",
+    "IExecutionContext.is_stream_capturable": "bool", "ICudaEngine.create_runtime_config": "IRuntimeConfig",
+    "IRuntimeConfig.create_runtime_cache": "IRuntimeCache", "IRuntimeConfig.set_runtime_cache": "bool",
+    "IRuntimeCache.serialize": "IHostMemory", "IRuntimeCache.deserialize": "bool",
+}
 STRONGLY_TYPED = {"10": 1, "11": 0}  # the flag's bit
 
-__all__ = ["RTX_LACKS", "STRONGLY_TYPED", "TOUCHED", "VERSION_BOUND"]
+__all__ = ["RETURNS", "RTX_LACKS", "STRONGLY_TYPED", "TOUCHED", "VERSION_BOUND"]

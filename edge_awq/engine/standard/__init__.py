@@ -56,16 +56,22 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
     """
     from edge_awq.engine.trt import pick_context
     from edge_awq.engine.trt.cuda import open_cuda
+    from edge_awq.engine.trt.kernel_cache import KernelCache
+    from edge_awq.engine.trt.plan_cache import kernels_path
     from edge_awq.engine.trt.runtime import TrtEngine
 
     context = pick_context(bundle, threads, context)
     if kv_bits not in (None, KV_BITS):
         raise EdgeAwqError(f"kv_bits = {kv_bits}, but without plugins keys and values have {KV_BITS} bits",
                            hint="leave --kv-bits or --plugin-free out")
+    progress = progress or Quiet()
     cuda = open_cuda()
     try:
-        toolkit, stored, _ = _compile(bundle, cuda.gpu, context, progress or Quiet())
-        return TrtEngine(toolkit, cuda, stored, bundle.weights, context)
+        toolkit, stored, _ = _compile(bundle, cuda.gpu, context, progress)
+        kernels = None
+        if hasattr(toolkit.trt, "IRuntimeCache"):  # TensorRT-RTX's alone
+            kernels = KernelCache(kernels_path(bundle.path / stored.file, cuda.gpu), toolkit, progress.note)
+        return TrtEngine(toolkit, cuda, stored, bundle.weights, context, kernels)
     except BaseException:
         cuda.close()
         raise

@@ -43,6 +43,8 @@ TOUCHED = (
     "ICudaEngine.get_tensor_mode", "ICudaEngine.get_tensor_dtype", "ICudaEngine.get_tensor_shape",
     "IExecutionContext.set_input_shape", "IExecutionContext.set_tensor_address", "IExecutionContext.execute_async_v3",
     "IExecutionContext.set_optimization_profile_async", "IExecutionContext.is_stream_capturable",
+    "ICudaEngine.create_runtime_config", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeCache.serialize", "IRuntimeCache.deserialize",
     "TensorIOMode.INPUT", "get_plugin_registry", "IPluginRegistry.load_library",
 )
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_awq.bundle import ENGINES, WEIGHTS, Bundle, write_bytes
+from edge_awq.bundle import ENGINES, WEIGHTS, Bundle
 from edge_awq.engine.trt.bindings import Toolkit, create
 from edge_awq.engine.trt.build_progress import UNITS, deferred_interrupt, make_monitor
 from edge_awq.engine.trt.passes import CACHE, DECODE, IDS, LOGITS, PREFILL, TOKENS
-from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, timing_cache_path, write_engine
+from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, store_bytes, timing_cache_path, write_engine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.memory import peak_rss_bytes
 from edge_awq.progress import Progress
@@ -197,7 +197,7 @@ class _Timings:
         return self.path.read_bytes() if self.path.is_file() else b""
 
     def write(self, data: bytes) -> None:
-        write_bytes(self.path, data)
+        store_bytes(self.path, data)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from edge_awq.engine.trt.cuda import Cuda, lost
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
+    from edge_awq.engine.trt.kernel_cache import KernelCache
     from edge_awq.engine.trt.weight_input import WeightInput
 
 DECODE, PREFILL = "decode", "prefill"
@@ -31,20 +32,30 @@ FRESH = "edge-awq compile --fresh makes the engine anew"
 class LoadedPlan:
     """A deserialized engine."""
 
-    def __init__(self, toolkit: Toolkit, plan: np.ndarray) -> None:
-        """Load ``plan`` uint8.
+    def __init__(self, toolkit: Toolkit, plan: np.ndarray, kernels: KernelCache | None = None) -> None:
+        """Load ``plan`` uint8; ``kernels``: those that its contexts compile.
 
         Raises:
             EdgeAwqError: it does not fit this machine or runtime.
         """
+        self._kernels = kernels
         self._runtime = create(toolkit, "Runtime")
         self.engine = self._runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise EdgeAwqError(f"{toolkit.title} cannot load the engine{because(toolkit)}",
                                hint="edge-awq compile --fresh makes it anew")
 
+    def create_context(self) -> Any | None:
+        """A new execution context; None: TensorRT has no memory for it."""
+        config = self._kernels.make_config(self.engine) if self._kernels else None
+        if config is None:
+            return self.engine.create_execution_context()
+        return self.engine.create_execution_context(runtime_config=config)
+
     def close(self) -> None:
         """Release engine and runtime, in this order."""
+        if self._kernels:
+            self._kernels.close()
         self.engine = None
         self._runtime = None
 
@@ -67,7 +78,7 @@ class Pass:
             WeightInput(name, dtype, tuple(shape), tuple(parts)) for name, dtype, shape, parts in table["weights"])
         self._toolkit, self._engine, self._graphs = toolkit, plan.engine, {}
         trt = toolkit.trt
-        self._context = self._engine.create_execution_context()
+        self._context = plan.create_context()
         if self._context is None:
             raise EdgeAwqError(f"{toolkit.name} cannot make room for the engine's activations{because(toolkit)}",
                                hint="close what else uses the GPU's memory")

@@ -6,7 +6,8 @@ runtime must know about each pass. Its name says what it was compiled for:
     tensorrt-10.3.0-aarch64-sm87-16sms-MAXN-contract2-kv16-0123456789abcdef.engine
     tensorrt_rtx-1.7.1-x86_64-context4096-0123456789abcdef.engine                      any GPU, no plugins
 
-The manifest does not list it, as it came later, so it has a hash of its own.
+The manifest does not list it, as it came later, so it has a hash of its own. Beside it lie TensorRT's timings of
+kernels (.timings) and the kernels that TensorRT-RTX compiled (.kernels, see kernel_cache.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +122,12 @@ def timing_cache_path(bundle: Path, key: EngineKey) -> Path:
     return bundle / ENGINES / f"{key.runtime}-{key.version}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
 
 
+def kernels_path(engine: Path, gpu: Gpu) -> Path:
+    """Where kernels lie that TensorRT-RTX compiles while the engine at ``engine`` runs on such a GPU."""
+    sm = "".join(map(str, gpu.compute_capability))
+    return engine.with_name(f"{engine.name.removesuffix(ENDING)}-sm{sm}-{gpu.sm_count}sms.kernels")
+
+
 def stale(bundle: Path, key: EngineKey) -> list[str]:
     """A line for every engine in the bundle that is of the form of ``key`` and not that one: what differs."""
     found = ((path.name, _difference(path.name, key)) for path in sorted((bundle / ENGINES).glob(f"*{ENDING}")))
@@ -144,7 +153,16 @@ def write_engine(path: Path, plans: Mapping[str, bytes | np.ndarray], passes: Ma
     arrays = {name: np.frombuffer(plan, np.uint8) for name, plan in plans.items()}
     header = {"format": FORMAT, "passes": passes, "sha256": _hashes(arrays)}
     path.parent.mkdir(exist_ok=True)
-    write_bytes(path, save(arrays, {HEADER: json.dumps(header)}))
+    store_bytes(path, save(arrays, {HEADER: json.dumps(header)}))
+
+
+def store_bytes(path: Path, data: bytes) -> None:
+    """Write a file of the folder ``engines/``, whole or not at all, whoever else writes the same one at that moment.
+
+    Raises:
+        OSError: the bundle cannot be written to, or the disk is full.
+    """
+    write_bytes(path, data, f".{os.getpid()}-{threading.get_native_id()}")
 
 
 def read_engine(path: Path) -> StoredEngine:

@@ -24,6 +24,7 @@ from edge_awq.engine.trt.upload import PIECE_BYTES, content, upload_weights
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
+    from edge_awq.engine.trt.kernel_cache import KernelCache
     from edge_awq.engine.trt.weight_input import WeightInput
 
 CONTEXT_STEP = 128  # a context that fits is rounded down to a multiple
@@ -34,15 +35,21 @@ class TrtEngine:
 
     _fits_more = ""  # what else the hint of a context that does not fit says
 
-    def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int) -> None:
-        """Load what was compiled; ``weights`` is the bundle's weights file, ``context`` the cache's size in tokens.
+    def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int,
+                 kernels: KernelCache | None = None) -> None:
+        """Load what was compiled.
+
+        Args:
+            weights: the bundle's weights file.
+            context: the cache's size in tokens.
+            kernels: those that the runtime compiles while it runs; an engine that has them has one plan.
 
         Raises:
             EdgeAwqError: the engine does not load, or it and its cache do not fit into memory.
         """
         self.context, self.length = context, 0
-        self._cuda = cuda
-        self._plans = {name: LoadedPlan(toolkit, plan) for name, plan in stored.plans.items()}
+        self._cuda, self._kernels = cuda, kernels
+        self._plans = {name: LoadedPlan(toolkit, plan, kernels) for name, plan in stored.plans.items()}
         self._passes = {name: Pass(toolkit, self._plans[table["plan"]], table, cuda.stream)
                         for name, table in stored.passes.items()}
         self._decode = self._passes[DECODE]
@@ -99,6 +106,8 @@ class TrtEngine:
     def close(self) -> None:
         """Release device memory; the engine cannot be used afterwards."""
         with suppress(EdgeAwqError):  # a GPU that is lost cannot give back anything
+            if self._kernels:
+                self._kernels.save()
             for one in self._passes.values():
                 one.close(self._cuda)
             for plan in self._plans.values():

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+from fake_kernels import IRuntimeCache, IRuntimeConfig
 
 VOCAB = 32
 
@@ -221,7 +222,7 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
             if "engine" in script:
                 self.log.log(ILogger.Severity.ERROR, script["engine"])
                 return None
-            return ICudaEngine(json.loads(bytes(plan)), cuda, self.log, script)
+            return module.ICudaEngine(json.loads(bytes(plan)), cuda, self.log, script)
 
     class IPluginRegistry:
         def load_library(self, path):
@@ -244,6 +245,8 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
     if not is_old:
         module.IProgressMonitor = IProgressMonitor
         module.PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
+    if version.startswith("1."):
+        module.ICudaEngine, module.IRuntimeConfig, module.IRuntimeCache = RtxCudaEngine, IRuntimeConfig, IRuntimeCache
     return module
 
 
@@ -294,16 +297,24 @@ class ICudaEngine:
     def get_tensor_shape(self, name):
         return self.tensors[name][0]
 
-    def create_execution_context(self):
+    def create_execution_context(self, *, runtime_config=None):
         if "context" in self.script:
             self.log.log(ILogger.Severity.ERROR, self.script["context"])
             return None
-        return IExecutionContext(self)
+        return IExecutionContext(self, runtime_config and runtime_config.cache)
+
+
+class RtxCudaEngine(ICudaEngine):
+    """TensorRT-RTX's: kernels are compiled for each shape that is run, and those in a cache are not."""
+
+    def create_runtime_config(self):
+        return None if "no_config" in self.script else IRuntimeConfig(self)
 
 
 class IExecutionContext:
-    def __init__(self, engine):
+    def __init__(self, engine, cache=None):
         self.engine, self.addresses, self.shapes, self.profile = engine, {}, {}, 0
+        self.kernels = [] if cache is None else cache.kernels
         if "capturable" in engine.script:
             self.is_stream_capturable = lambda stream: engine.script["capturable"]
 
@@ -329,11 +340,18 @@ class IExecutionContext:
             engine.log.log(ILogger.Severity.ERROR, engine.script["execute"])
             return False
         rows, context = self.shapes["input_ids"][1], self.shapes["past_key_0"][2]  # fixed once captured
+        self.compile_kernels([self.profile, rows])
         wanted = range(rows) if engine.tensors["logits"][0][1] == -1 else [rows - 1]
         if "num_logits" in self.addresses:  # of the host, so read now; then fixed, too
             wanted = range(rows)[-ctypes.c_int64.from_address(self.addresses["num_logits"]).value :]
         engine.cuda.enqueue(lambda: self.compute(rows, context, wanted))
         return True
+
+    def compile_kernels(self, shape):
+        """As TensorRT-RTX does, where there are none yet."""
+        if shape not in self.kernels:
+            self.kernels.append(shape)
+            self.engine.script.setdefault("compiled", []).append(shape)
 
     def array(self, name, shape):
         """A tensor's device memory."""

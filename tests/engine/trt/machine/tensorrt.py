@@ -77,7 +77,7 @@ class ICudaEngine(fake.ICudaEngine):
         super().__init__({"tensors": tensors, "rows": [rows]}, None, log, {})
         self.evaluator, self.outputs = ReferenceEvaluator(model, new_ops=list(OPS)), model.graph.output
 
-    def create_execution_context(self):
+    def create_execution_context(self, *, runtime_config=None):
         return IExecutionContext(self)
 
 
