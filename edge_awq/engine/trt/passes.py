@@ -76,14 +76,16 @@ class Pass:
         self.last_logits: bool = table["last_logits"]
         self.weights: tuple[WeightInput, ...] = tuple(
             WeightInput(name, dtype, tuple(shape), tuple(parts)) for name, dtype, shape, parts in table["weights"])
-        self._toolkit, self._engine, self._graphs = toolkit, plan.engine, {}
+        self._toolkit, self._graphs = toolkit, {}
         trt = toolkit.trt
         self._context = plan.create_context()
         if self._context is None:
             raise EdgeAwqError(f"{toolkit.name} cannot make room for the engine's activations{because(toolkit)}",
                                hint="close what else uses the GPU's memory")
         if table["profile"] and not self._context.set_optimization_profile_async(table["profile"], stream):
+            self._context = None  # or the exception would hold it
             raise EdgeAwqError(f"the engine has no profile {table['profile']}{because(toolkit)}", hint=FRESH)
+        self._engine = plan.engine
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.inputs = [name for name in names if is_input[name]]
@@ -133,8 +135,10 @@ class Pass:
 
     def close(self, cuda: Cuda) -> None:
         """Release graphs and context, in this order."""
-        for graph in self._graphs.values():
-            cuda.destroy(graph)
-        self._graphs.clear()
-        self._context = None
-        self._engine = None
+        try:
+            for graph in self._graphs.values():
+                cuda.destroy(graph)
+        finally:
+            self._graphs.clear()
+            self._context = None
+            self._engine = None

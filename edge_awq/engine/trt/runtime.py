@@ -8,8 +8,9 @@ CUDA graph, after it ran once, and launched from then on whatever the length. No
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,15 +49,25 @@ class TrtEngine:
             EdgeAwqError: the engine does not load, or it and its cache do not fit into memory.
         """
         self.context, self.length = context, 0
-        self._cuda, self._kernels = cuda, kernels
-        self._plans = {name: LoadedPlan(toolkit, plan, kernels) for name, plan in stored.plans.items()}
-        self._passes = {name: Pass(toolkit, self._plans[table["plan"]], table, cuda.stream)
-                        for name, table in stored.passes.items()}
+        self._cuda, self._open = cuda, _Open(cuda, kernels)
+        self._passes = self._open.passes
+        self._finalizer = weakref.finalize(self, self._open.close)  # also where nobody closes it, before Python ends
+        try:
+            self._load(toolkit, stored, weights)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, toolkit: Toolkit, stored: StoredEngine, weights: Path) -> None:
+        for name, plan in stored.plans.items():
+            self._open.plans[name] = LoadedPlan(toolkit, plan, self._open.kernels)
+        for name, table in stored.passes.items():
+            self._passes[name] = Pass(toolkit, self._open.plans[table["plan"]], table, self._cuda.stream)
         self._decode = self._passes[DECODE]
         self.vocab_size = self._decode.shape(LOGITS)[-1]
         self.provenance = {**_provenance(toolkit, stored), "kv_bits": self._kv_bits()}
         self._check_memory()
-        inputs = upload_weights(cuda, (each for one in self._passes.values() for each in one.weights), weights)
+        inputs = upload_weights(self._cuda, (each for one in self._passes.values() for each in one.weights), weights)
         self._caches = {name: self._empty_cache(name) for name in self._cache_names()}
         self._make_buffers()
         for one in self._passes.values():
@@ -105,14 +116,7 @@ class TrtEngine:
 
     def close(self) -> None:
         """Release device memory; the engine cannot be used afterwards."""
-        with suppress(EdgeAwqError):  # a GPU that is lost cannot give back anything
-            if self._kernels:
-                self._kernels.save()
-            for one in self._passes.values():
-                one.close(self._cuda)
-            for plan in self._plans.values():
-                plan.close()
-            self._cuda.close()
+        self._finalizer()
 
     def _fitting(self, ids: Sequence[int]) -> Pass:
         """The pass for a chunk."""
@@ -197,6 +201,27 @@ class TrtEngine:
             _, heads, _, *size = one.shape(name)
             one.bind(name, address, (1, heads, self.context, *size))
             one.bind(name.replace("past_", "present_", 1), address)
+
+
+class _Open:
+    """What an engine has to give back."""
+
+    def __init__(self, cuda: Cuda, kernels: KernelCache | None) -> None:
+        self.cuda, self.kernels = cuda, kernels
+        self.plans: dict[str, LoadedPlan] = {}
+        self.passes: dict[str, Pass] = {}
+
+    def close(self) -> None:
+        """Release graphs and contexts, then engines, then memory and the GPU: all of them, whatever fails."""
+        with suppress(EdgeAwqError), ExitStack() as steps:  # a GPU that is lost cannot give back anything
+            steps.callback(self.cuda.close)
+            for plan in self.plans.values():
+                steps.callback(plan.close)
+            for one in self.passes.values():
+                steps.callback(one.close, self.cuda)
+            self.cuda.synchronize()  # after Ctrl-C a pass may be under way, in what is released now
+            if self.kernels:
+                self.kernels.save()
 
 
 class GreedyTrtEngine(TrtEngine):

@@ -91,6 +91,9 @@ class FakeCuda:
         self.queue += self.graphs[graph]
 
     def destroy(self, graph):
+        self.graphs[graph] = []
+        if self.failure:
+            raise lost("cuGraphExecDestroy", self.failure)
         self.destroyed.append(graph)
 
     def close(self):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -280,6 +281,7 @@ class ICudaEngine:
     def __init__(self, plan, cuda, log, script):
         self.tensors = {name: (tuple(shape), dtype, is_input) for name, shape, dtype, is_input in plan["tensors"]}
         self.rows, self.cuda, self.log, self.script = plan["rows"], cuda, log, script
+        script.setdefault("alive", weakref.WeakSet()).add(self)
 
     @property
     def num_io_tensors(self):
@@ -315,6 +317,7 @@ class IExecutionContext:
     def __init__(self, engine, cache=None):
         self.engine, self.addresses, self.shapes, self.profile = engine, {}, {}, 0
         self.kernels = [] if cache is None else cache.kernels
+        engine.script["alive"].add(self)
         if "capturable" in engine.script:
             self.is_stream_capturable = lambda stream: engine.script["capturable"]
 
