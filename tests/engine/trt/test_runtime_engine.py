@@ -234,7 +234,7 @@ def _press(*_):
 
 @pytest.mark.parametrize("failure", ["context", "upload", "bind"])
 def test_engines_that_are_half_loaded_are_released_before_the_gpu(bundle, released, monkeypatch, failure):
-    cuda, script, found = released
+    cuda, _script, found = released
     compile_bundle(bundle.path)
     found.clear()
     monkeypatch.setattr(cuda, "is_closed", False)
@@ -252,7 +252,7 @@ def test_engines_that_are_half_loaded_are_released_before_the_gpu(bundle, releas
 
 
 def test_a_lost_gpu_keeps_nothing_of_tensorrt(bundle, released):
-    cuda, script, found = released
+    cuda, _script, found = released
     engine = open_engine(bundle)
     engine.step(3)
     cuda.failure = "unspecified launch failure"
