@@ -15,7 +15,15 @@ VERSION_BOUND = {
     "ParserError.node_operator": ((10, 3), ANY),
     "IProgressMonitor": ((9, 0), ANY),
     "IBuilderConfig.progress_monitor": ((9, 0), ANY),
+    "PreviewFeature.PROFILE_SHARING_0806": ((8, 6), (10, 99)),
+    "DataType.INT64": ((10, 0), ANY),
+    "ICudaEngine.device_memory_size": ((8, 6), (10, 99)),
+    "ICudaEngine.device_memory_size_v2": ((10, 3), ANY),
+    "ICudaEngine.create_execution_context_without_device_memory": ((8, 6), (10, 99)),
+    "ExecutionContextAllocationStrategy.USER_MANAGED": ((10, 0), ANY),
+    "IExecutionContext.set_device_memory": ((10, 3), ANY),
     "ICudaEngine.create_runtime_config": ((10, 11), ANY),
+    "IRuntimeConfig.set_execution_context_allocation_strategy": ((10, 11), ANY),
     # TensorRT-RTX alone has these.
     "IExecutionContext.is_stream_capturable": (ANY, ANY),
     "IRuntimeConfig.create_runtime_cache": (ANY, ANY),
@@ -24,7 +32,8 @@ VERSION_BOUND = {
     "IRuntimeCache.deserialize": (ANY, ANY),
 }
 RTX_LACKS = {"NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "BuilderFlag.FP16", "BuilderFlag.INT8",
-             "ITensor.dynamic_range"}
+             "ITensor.dynamic_range", "PreviewFeature.PROFILE_SHARING_0806", "ICudaEngine.device_memory_size",
+             "ICudaEngine.create_execution_context_without_device_memory"}
 # What is returned, where the package relies on it.
 RETURNS = {
     "Builder.create_network": "INetworkDefinition", "Builder.build_serialized_network": "IHostMemory",

@@ -255,12 +255,14 @@ def _network_flags(toolkit: Toolkit) -> int:
 def _configure(toolkit: Toolkit, config: Any, network: Any) -> None:
     """10 and later: the cache in place. 8.6: halves, packed bytes as what it calls INT8, and neither cuBLAS nor cuDNN.
 
-    8.6 loads these two for its plugins otherwise, whose handles ours do not want: memory and start-up time.
+    8.6 loads these two for its plugins otherwise, whose handles ours do not want: memory and start-up time. And a
+    profile is for several contexts, see passes.py, which 8.6 must be told.
     """
     trt = toolkit.trt
     if toolkit.major >= 10:
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         return
+    config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.INT8)
     config.set_tactic_sources(0)

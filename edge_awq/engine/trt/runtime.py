@@ -61,6 +61,10 @@ class TrtEngine:
     def _load(self, toolkit: Toolkit, stored: StoredEngine, weights: Path) -> None:
         for name, plan in stored.plans.items():
             self._open.plans[name] = LoadedPlan(toolkit, plan, self._open.kernels)
+        nbytes = max(plan.activation_bytes for plan in self._open.plans.values())
+        activations = self._cuda.alloc(nbytes), nbytes
+        for plan in self._open.plans.values():
+            plan.activations = activations
         for name, table in stored.passes.items():
             self._passes[name] = Pass(toolkit, self._open.plans[table["plan"]], table, self._cuda.stream)
         self._decode = self._passes[DECODE]
@@ -72,6 +76,7 @@ class TrtEngine:
         self._make_buffers()
         for one in self._passes.values():
             self._bind(one, inputs)
+        self._decode.prepare(1)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Append ids (at least one) to the cache, in chunks; returns logits [vocab_size] float32 after the last.

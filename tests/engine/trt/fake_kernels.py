@@ -9,7 +9,10 @@ ERROR = 1  # ILogger.Severity's
 
 class IRuntimeConfig:
     def __init__(self, engine):
-        self.engine, self.cache = engine, None
+        self.engine, self.cache, self.strategy = engine, None, None
+
+    def set_execution_context_allocation_strategy(self, strategy):
+        self.strategy = strategy
 
     def create_runtime_cache(self):
         return None if "no_cache" in self.engine.script else IRuntimeCache(self.engine)

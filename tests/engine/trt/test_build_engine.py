@@ -21,11 +21,14 @@ from edge_awq.engine.trt.build_progress import UNITS, Phases
 from edge_awq.errors import EdgeAwqError
 
 RTX_ALONE = {"IExecutionContext.is_stream_capturable", "ICudaEngine.create_runtime_config",
-             "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
-             "IRuntimeCache.serialize", "IRuntimeCache.deserialize"}
-OPTIONAL = {"8.6.0": {"IProgressMonitor", "PreviewFeature", "PreviewFeature.ALIASED_PLUGIN_IO_10_03",
-                      "NetworkDefinitionCreationFlag.STRONGLY_TYPED"},
-            "10.3.0": {"NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}}
+             "IRuntimeConfig.set_execution_context_allocation_strategy", "IRuntimeConfig.create_runtime_cache",
+             "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.serialize", "IRuntimeCache.deserialize"}
+OPTIONAL = {"8.6.0": {"IProgressMonitor", "PreviewFeature.ALIASED_PLUGIN_IO_10_03",
+                      "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ExecutionContextAllocationStrategy.USER_MANAGED",
+                      "ICudaEngine.create_execution_context", "ICudaEngine.device_memory_size_v2",
+                      "IExecutionContext.set_device_memory"},
+            "10.3.0": {"NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "PreviewFeature.PROFILE_SHARING_0806",
+                       "ICudaEngine.device_memory_size", "ICudaEngine.create_execution_context_without_device_memory"}}
 
 
 @pytest.fixture
@@ -62,7 +65,8 @@ def test_fake_has_what_is_touched_and_nothing_else(version):
 
     assert {name for name in TOUCHED if is_missing(name)} == OPTIONAL[version] | RTX_ALONE
     assert set(vars(module)) <= {name.split(".")[0] for name in TOUCHED}
-    helpers = {f"IExecutionContext.{name}" for name in ("array", "compute", "compile_kernels")}  # the toy's own
+    toys = ("array", "compute", "compile_kernels", "state")  # its own
+    helpers = {f"IExecutionContext.{name}" for name in toys}
     for kind in ("Builder", "INetworkDefinition", "OnnxParser", "IBuilderConfig", "ICudaEngine", "IExecutionContext",
                  "ITensor", "Runtime", "IPluginRegistry", "IOptimizationProfile", "ITimingCache", "ParserError"):
         names = {f"{kind}.{name}" for name in vars(getattr(module, kind)) if not name.startswith("_")}
@@ -96,7 +100,7 @@ def test_8_6_is_told_types_and_batch(bundle, monkeypatch):
     install(monkeypatch, version="8.6.2", script=script)
     compile_bundle(bundle.path)
     config, network = script["configs"][0], script["networks"][0]
-    assert network.flags == 1 and config.flags == ["fp16", "int8"] and not config.previews
+    assert network.flags == 1 and config.flags == ["fp16", "int8"] and config.previews == {"shared": True}
     assert config.tactic_sources == 0
     assert {each.name for each in network.inputs if each.dynamic_range} == {f"qk{MOST_ROWS}"}
     assert next(each for each in network.inputs if each.name == "past_length").shape == (1, 2)
