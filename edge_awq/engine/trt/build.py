@@ -224,6 +224,7 @@ def _build(toolkit: Toolkit, work: _Work, timings: _Timings, progress: Progress)
     cache = config.create_timing_cache(timings.read())
     if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
+        toolkit.log.forget()  # of a failure to come, this is not the reason
     with progress.track(f"compile {work.name}", UNITS) as advance, deferred_interrupt() as interrupt:
         if (monitor := make_monitor(trt, advance, lambda: interrupt.pressed)) is not None:
             config.progress_monitor = monitor

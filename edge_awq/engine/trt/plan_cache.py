@@ -118,8 +118,9 @@ def engine_path(bundle: Path, key: EngineKey) -> Path:
 
 
 def timing_cache_path(bundle: Path, key: EngineKey) -> Path:
-    """Where TensorRT's timings of kernels lie in a bundle; they hold for every graph on this GPU."""
-    return bundle / ENGINES / f"{key.runtime}-{key.version}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
+    """Where TensorRT's timings of kernels lie in a bundle; they hold for every graph on this GPU in its power mode."""
+    gpu = f"sm{key.sm}-{key.sm_count}sms-{key.power_mode}"
+    return bundle / ENGINES / f"{key.runtime}-{key.version}-{key.machine}-{gpu}.timings"
 
 
 def kernels_path(engine: Path, gpu: Gpu) -> Path:

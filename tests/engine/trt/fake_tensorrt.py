@@ -96,8 +96,8 @@ class IOptimizationProfile:
 class IBuilderConfig:
     progress_monitor = None
 
-    def __init__(self, script):
-        self.script = script
+    def __init__(self, log):
+        self.log = log
         self.flags, self.previews, self.profiles, self.cache, self.tactic_sources = [], {}, [], None, None
 
     def set_flag(self, flag):
@@ -119,6 +119,7 @@ class IBuilderConfig:
 
     def set_timing_cache(self, cache, ignore_mismatch):
         if cache.data == b"other":
+            self.log.log(ILogger.Severity.ERROR, "timings of another GPU")
             return False
         self.cache = cache
         return True
@@ -147,7 +148,7 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
             return script["networks"][-1]
 
         def create_builder_config(self):
-            script["configs"].append(IBuilderConfig(script))
+            script["configs"].append(IBuilderConfig(self.log))
             return script["configs"][-1]
 
         def create_optimization_profile(self):

@@ -224,6 +224,19 @@ def test_timings_are_kept_and_strange_ones_begun_anew(bundle, monkeypatch):
     timings.write_bytes(b"other")
     compile_bundle(bundle.path, fresh=True)
     assert script["configs"][2].cache.data == b"" and timings.read_bytes() == b"timings"
+    timings.write_bytes(b"other")
+    script["build"] = "no kernel"
+    with pytest.raises(EdgeAwqError, match="cannot compile the graph: no kernel"):
+        compile_bundle(bundle.path, fresh=True)
+
+
+def test_each_power_mode_has_its_timings(bundle, monkeypatch):
+    """Kernels that were the fastest in one may not be in another, which is why it has an engine of its own."""
+    for mode in ("MAXN", "MODE_15W"):
+        script = {}
+        install(monkeypatch, script=script, power_mode=mode)
+        compile_bundle(bundle.path)
+        assert script["configs"][0].cache.data == b""
 
 
 @pytest.mark.parametrize(("change", "reason"), [
