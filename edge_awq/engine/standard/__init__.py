@@ -84,7 +84,15 @@ def _compile(bundle: Bundle, gpu: Gpu | None, context: int, progress: Progress,
     from edge_awq.engine.standard.compile import check_symmetric, compile_engine, shape_settings
     from edge_awq.engine.standard.runtimes import find_runtime
     from edge_awq.engine.trt.forecast import PLUGIN_FREE, Wanted, check_memory
-    from edge_awq.engine.trt.plan_cache import engine_path, find_engine, hash_graph, make_key, read_engine, stale
+    from edge_awq.engine.trt.plan_cache import (
+        compiling,
+        engine_path,
+        find_engine,
+        hash_graph,
+        make_key,
+        read_engine,
+        stale,
+    )
 
     check_symmetric(bundle)
     runtime, toolkit = find_runtime(gpu)
@@ -98,5 +106,8 @@ def _compile(bundle: Bundle, gpu: Gpu | None, context: int, progress: Progress,
     for line in stale(bundle.path, key):
         progress.note(line)
     forecast_bytes = check_memory(bundle, detect_target(machine), progress, Wanted(context, KV_BITS, PLUGIN_FREE))
-    report = compile_engine(bundle, path, context, runtime, progress, forecast_bytes)
+    with compiling(path.parent, progress):
+        if not fresh and (stored := find_engine(path, Quiet())):
+            return toolkit, stored, None
+        report = compile_engine(bundle, path, context, runtime, progress, forecast_bytes)
     return toolkit, read_engine(path), report

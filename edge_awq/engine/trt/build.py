@@ -9,7 +9,6 @@ pass with the weights inside: a second pass would hold them once more. Not yet v
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from edge_awq.engine.trt.lower import Lowered
 
-MAKE_WRITABLE = "engines are stored in the bundle: make it writable, or copy it to where you may write"
 OTHER_VERSIONS = "the plugin library and edge-awq must be of one version; run on the target cpu meanwhile"
 
 
@@ -89,12 +87,10 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
         forecast_bytes: for the report.
 
     Raises:
-        EdgeAwqError: the bundle cannot be written to, or TensorRT refuses the graph or runs out of memory.
+        EdgeAwqError: TensorRT refuses the graph or runs out of memory.
         KeyboardInterrupt: Ctrl-C; nothing was stored.
     """
     started_s = time.monotonic()
-    folder = bundle.path / ENGINES
-    check_writable(folder)
     model, manifest = read_graph(bundle), bundle.manifest
     plans: dict[str, bytes] = {}
     passes: dict[str, Any] = {}
@@ -134,20 +130,6 @@ def shape_settings(bundle: Bundle, form: Form) -> dict[str, Any]:
     inside = {"weights": manifest.files[WEIGHTS]["sha256"]} if form.weights_inside else {}
     return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk,
             "outputs": [LOGITS, TOKENS], "kv_bits": form.kv_bits, **inside}
-
-
-def check_writable(folder: Path) -> None:
-    """Make ``folder`` for engines, in a bundle that may be written to.
-
-    Raises:
-        EdgeAwqError: it may not.
-    """
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise EdgeAwqError(f"{folder}: {error.strerror}", hint=MAKE_WRITABLE) from error
-    if not os.access(folder, os.W_OK):
-        raise EdgeAwqError(f"{folder}: no permission to write", hint=MAKE_WRITABLE)
 
 
 def read_graph(bundle: Bundle) -> onnx.ModelProto:

@@ -13,13 +13,15 @@ kernels (.timings) and the kernels that TensorRT-RTX compiled (.kernels, see ker
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from edge_awq.progress import Progress
 FORMAT = 2  # of the file; grows when its header changes
 HEADER = "edge_awq"  # key of the one entry in the metadata; of several, safetensors would not keep the order
 ENDING = ".engine"
+MAKE_WRITABLE = "engines are stored in the bundle: make it writable, or copy it to where you may write"
 _NAME = re.compile(r"(?P<runtime>\w+)-(?P<version>[\d.]+)-(?P<machine>\w+)"
                    r"(-sm(?P<sm>\d+)-(?P<sm_count>\d+)sms-(?P<power_mode>\w+))?(-contract(?P<contract>\d+))?"
                    r"-(?P<form>\w+)-(?P<graph>[0-9a-f]{16})")
@@ -155,6 +158,41 @@ def write_engine(path: Path, plans: Mapping[str, bytes | np.ndarray], passes: Ma
     header = {"format": FORMAT, "passes": passes, "sha256": _hashes(arrays)}
     path.parent.mkdir(exist_ok=True)
     store_bytes(path, save(arrays, {HEADER: json.dumps(header)}))
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` for engines, in a bundle that may be written to.
+
+    Raises:
+        EdgeAwqError: it may not.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise EdgeAwqError(f"{folder}: {error.strerror}", hint=MAKE_WRITABLE) from error
+    if not os.access(folder, os.W_OK):
+        raise EdgeAwqError(f"{folder}: no permission to write", hint=MAKE_WRITABLE)
+
+
+@contextmanager
+def compiling(folder: Path, progress: Progress) -> Iterator[None]:
+    """One process at a time compiles into ``folder``; the others wait, and look again afterwards.
+
+    Raises:
+        EdgeAwqError: the bundle cannot be written to.
+    """
+    check_writable(folder)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that has no locks
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.note("another process compiles an engine of this bundle; waiting for it")
+                fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def store_bytes(path: Path, data: bytes) -> None:
