@@ -54,6 +54,7 @@ TOUCHED = (
 )
 
 OLDEST, OLDEST_10, NEWEST_MAJOR = (8, 6), (10, 3), 11
+MOST_ERRORS = 100  # that a log keeps: a process may run for months
 _LOGS: list[tuple[ModuleType, Any]] = []  # of each TensorRT in this process
 _LIBRARIES: list[tuple[ModuleType, Path]] = []  # that are in its registry
 SUPPORTED = "TensorRT 8.6, 10.3 and later, and 11"
@@ -185,7 +186,7 @@ def _make_log(trt: ModuleType) -> Any:
     severities = trt.ILogger.Severity
 
     class Log(trt.ILogger):
-        """Keeps errors and warnings of the work at hand; nothing is written to the terminal."""
+        """Keeps the first errors and the last warning of the work at hand; nothing is written to the terminal."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -193,13 +194,13 @@ def _make_log(trt: ModuleType) -> Any:
             self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (severities.INTERNAL_ERROR, severities.ERROR):
+            if severity in (severities.INTERNAL_ERROR, severities.ERROR) and len(self.errors) < MOST_ERRORS:
                 self.errors.append(message)
             elif severity == severities.WARNING:
-                self.warnings.append(message)
+                self.warnings[:] = [message]
 
         def why(self) -> str:
-            said = self.errors[:1] or self.warnings[-1:]
+            said = self.errors[:1] or self.warnings
             return " ".join(said[0].split()) if said else ""
 
         def forget(self) -> None:

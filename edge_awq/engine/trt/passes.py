@@ -167,7 +167,11 @@ class Pass:
         self._enqueue(cuda, context)
         if context is not self._plain and _can_be_captured(context, cuda.stream):
             cuda.synchronize()  # the call has set up what belongs to its shape, which a capture must not
-            self._graphs[rows] = cuda.capture(lambda: self._enqueue(cuda, context))
+            try:
+                self._graphs[rows] = cuda.capture(lambda: self._enqueue(cuda, context))
+            except EdgeAwqError:  # the call itself has run, and so will those to come
+                self._own[rows] = self._plain
+                self._toolkit.log.forget()
 
     def close(self, cuda: Cuda) -> None:
         """Release graphs and contexts, in this order."""
@@ -180,8 +184,8 @@ class Pass:
             self._plain = None
 
     def _set_up(self, context: Any) -> bool:
-        profile, stream = self._profile
-        return (not profile or context.set_optimization_profile_async(profile, stream)) and all(
+        """Whether it takes what this pass is; in 8.6 only the first context of an engine begins with profile 0."""
+        return context.set_optimization_profile_async(*self._profile) and all(
             _bind(context, name, *bound) for name, bound in self._bound.items())
 
     def _enqueue(self, cuda: Cuda, context: Any) -> None:

@@ -77,10 +77,10 @@ class CudaEngine8(ICudaEngine):
     device_memory_size = ACTIVATION_BYTES
 
     def create_execution_context_without_device_memory(self):
-        context = self.new_context(IExecutionContext)
-        if context and not self.shares_profiles and [each for each in self.script["alive"] if each is not context and
-                                                     getattr(each, "engine", None) is self]:
-            context.profile = None
+        context = self.new_context(ExecutionContext8)
+        others = [each for each in self.script["alive"] if getattr(each, "engine", None) is self]
+        if len(others) > 1:
+            context.profile, context._may_share = None, self.shares_profiles
         return context
 
 
@@ -185,6 +185,15 @@ class IExecutionContext:
             words[:] = np.argmax(found, axis=1)
 
 
+class ExecutionContext8(IExecutionContext):
+    """TensorRT 8.6's."""
+
+    _may_share = True
+
+    def set_optimization_profile_async(self, profile, stream):
+        return self._may_share and super().set_optimization_profile_async(profile, stream)
+
+
 class ExecutionContext10(IExecutionContext):
     """From TensorRT 10 on."""
 
@@ -196,7 +205,7 @@ class ExecutionContext10(IExecutionContext):
 def by_version(version):
     """The module's classes that are not the same in every TensorRT."""
     if version.startswith("8"):
-        return {"ICudaEngine": CudaEngine8, "IExecutionContext": IExecutionContext}
+        return {"ICudaEngine": CudaEngine8, "IExecutionContext": ExecutionContext8}
     if version.startswith("1."):
         return {"ICudaEngine": CudaEngineRtx, "IExecutionContext": ExecutionContext10,
                 "IRuntimeConfig": IRuntimeConfig, "IRuntimeCache": IRuntimeCache}

@@ -373,6 +373,17 @@ def test_one_process_has_one_log_and_loads_the_plugins_once(bundle, monkeypatch)
         engine.close()
 
 
+def test_the_log_of_a_long_run_stays_small(monkeypatch):
+    install(monkeypatch)
+    log, severities = load_toolkit().log, sys.modules["tensorrt"].ILogger.Severity
+    for number in range(1000):
+        log.log(severities.WARNING, f"warning {number}")
+    assert log.why() == "warning 999" and len(log.warnings) == 1
+    for number in range(1000):
+        log.log(severities.ERROR, f"error {number}")
+    assert log.why() == "error 0" and len(log.errors) == 100
+
+
 def test_plugin_library_of_another_machine(bundle, monkeypatch, tmp_path):
     load = plugins.load_library
     install(monkeypatch)

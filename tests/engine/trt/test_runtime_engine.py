@@ -18,6 +18,7 @@ from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, check_chat, expected_weights_s
 
 from edge_awq.bundle import Bundle
 from edge_awq.engine.trt import compile_bundle, open_engine, upload
+from edge_awq.engine.trt.cuda import lost
 from edge_awq.errors import EdgeAwqError
 
 IDS = [(7 * place * place + 3) % VOCAB for place in range(2 * CHUNK + 13)]
@@ -79,6 +80,20 @@ def test_an_engine_of_8_6_whose_contexts_cannot_share_a_profile_runs_without_gra
     for place, token in enumerate(IDS[:5], 1):
         assert np.array_equal(engine.step(token), expected(IDS[:place]))
     assert not cuda.graphs
+
+
+def test_what_the_driver_cannot_capture_runs_as_it_is(machine, monkeypatch):
+    engine, cuda = machine
+    tried = []
+
+    def refuse(work):
+        tried.append(work)
+        raise lost("cuStreamEndCapture", "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+
+    monkeypatch.setattr(cuda, "capture", refuse)
+    for place, token in enumerate(IDS[:5], 1):
+        assert np.array_equal(engine.step(token), expected(IDS[:place]))
+    assert len(tried) == 1 and not cuda.launched
 
 
 def test_contexts_share_one_memory_for_activations(machine):

@@ -89,6 +89,10 @@ def _described(value):
 class IExecutionContext(_scripted.IExecutionContext):
     """Sizes that vary are those that were set when the work was put on the stream."""
 
+    def set_optimization_profile_async(self, profile, stream):
+        self.profile = profile
+        return True
+
     def execute_async_v3(self, stream):
         assert set(self.addresses) == set(self.engine.tensors), "a tensor has no address"
         shapes = {name: self._shape(name) for name, (_, _, is_input) in self.engine.tensors.items() if is_input}
