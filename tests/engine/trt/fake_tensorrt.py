@@ -218,6 +218,17 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
     return module
 
 
+def end_of_step(monitor, step, script):
+    """Whether to go on. As in the binding no exception passes through, and one means no."""
+    try:
+        if "during" in script:
+            script.pop("during")()
+        script["steps"] = script.get("steps", 0) + 1
+        return monitor.step_complete("Tactics", step)
+    except BaseException:
+        return False
+
+
 def build(log, network, config, script):
     """Steps of two nested phases, then a plan, or what the script says instead."""
     if config.progress_monitor is not None:
@@ -226,10 +237,7 @@ def build(log, network, config, script):
         for outer in range(2):
             monitor.phase_start("Tactics", "Building", 4)
             for step in range(4):
-                if "during" in script:
-                    script.pop("during")()
-                script["steps"] = script.get("steps", 0) + 1
-                if not monitor.step_complete("Tactics", step):
+                if not end_of_step(monitor, step, script):
                     return None
             monitor.phase_finish("Tactics")
             monitor.step_complete("Building", outer)

@@ -332,6 +332,30 @@ def test_ctrl_c_during_a_build_stops_it_and_stores_nothing(bundle, monkeypatch, 
     assert not [name for name in engines(bundle) if not name.endswith(".timings")]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_during_a_build_ends_it_and_stores_nothing(bundle, monkeypatch, number):
+    """As the command line takes it. In the second of two passes, where a refusal would be no failure."""
+    heard = []
+
+    def interrupt(number, frame):
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    def begin_second(*_):
+        script["during"] = lambda: os.kill(os.getpid(), number)
+
+    script = {}
+    install(monkeypatch, script=script)
+    monkeypatch.setattr("edge_awq.engine.trt.build._Timings.write", begin_second)
+    before = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compile_bundle(bundle.path)
+    finally:
+        assert signal.signal(number, before) is interrupt
+    assert heard == [number] and len(script["configs"]) == 2 and not engines(bundle)
+
+
 def test_bundle_that_cannot_be_written_to(bundle, monkeypatch):
     install(monkeypatch)
     monkeypatch.setattr("os.access", lambda path, mode: False)
