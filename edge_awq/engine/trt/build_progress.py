@@ -77,6 +77,20 @@ def deferred_interrupt() -> Iterator[Interrupt]:
         signal.raise_signal(came[0])
 
 
+def uninterrupted(work: Callable[[], Any]) -> Any:
+    """What a call of TensorRT returns during which it logs: what a signal's handler raises then, it swallows.
+
+    Raises:
+        KeyboardInterrupt: after the call, if Ctrl-C was pressed.
+    """
+    with deferred_interrupt() as interrupt:
+        found = work()
+    if interrupt.pressed:
+        found = None  # or the exception would hold it
+        raise KeyboardInterrupt
+    return found
+
+
 def make_monitor(trt: ModuleType, advance: Advance, is_stopped: Callable[[], bool]) -> Any | None:
     """An IProgressMonitor that moves a bar of UNITS; None where TensorRT has none (8.6)."""
     if not hasattr(trt, "IProgressMonitor"):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_awq.engine.trt.bindings import Toolkit, because, create
+from edge_awq.engine.trt.build_progress import uninterrupted
 from edge_awq.engine.trt.cuda import Cuda, lost
 from edge_awq.errors import EdgeAwqError
 
@@ -50,7 +51,7 @@ class LoadedPlan:
         self._trt, self._kernels = toolkit.trt, kernels
         self.activations = (0, 0)
         self._runtime = create(toolkit, "Runtime")
-        self.engine = self._runtime.deserialize_cuda_engine(plan)
+        self.engine = uninterrupted(lambda: self._runtime.deserialize_cuda_engine(plan))
         if self.engine is None:
             raise EdgeAwqError(f"{toolkit.title} cannot load the engine{because(toolkit)}",
                                hint="edge-awq compile --fresh makes it anew")
@@ -63,7 +64,7 @@ class LoadedPlan:
 
     def create_context(self) -> Any | None:
         """A new execution context; None: TensorRT does not make it."""
-        context = self._bare_context()
+        context = uninterrupted(self._bare_context)
         if context is None:
             return None
         if hasattr(context, "set_device_memory"):
