@@ -27,7 +27,7 @@ def signatures(name):
     """A function's, of all its forms: what it returns, without modules, and the names of what it takes."""
     text = functools.reduce(getattr, name.split("."), tensorrt).__doc__ or ""
     found = re.findall(r"^(?:\d+\. )?\w+\((.*)\) -> (.*)$", text, re.MULTILINE)
-    return [[re.split(r"[.:]", returned)[-1], re.findall(r"(\w+): ", taken)[1:]] for taken, returned in found]
+    return [[re.split(r"[.:]", returned)[-1], re.findall(r"(?:^|, )(\w+): ", taken)[1:]] for taken, returned in found]
 
 
 strongly_typed = getattr(tensorrt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)

@@ -47,6 +47,14 @@ RETURNS = {
     "IRuntimeConfig.create_runtime_cache": "IRuntimeCache", "IRuntimeConfig.set_runtime_cache": "bool",
     "IRuntimeCache.serialize": "IHostMemory", "IRuntimeCache.deserialize": "bool",
 }
+# What is taken, itself left out, in one form of the function; by name, or in an order that could be another.
+TAKES = {
+    "ICudaEngine.create_execution_context": ["strategy"], "IExecutionContext.set_device_memory": ["memory", "size"],
+    "IExecutionContext.set_optimization_profile_async": ["profile_index", "stream_handle"],
+    "IBuilderConfig.set_timing_cache": ["cache", "ignore_mismatch"], "OnnxParser.parse": ["model", "path"],
+    "IOptimizationProfile.set_shape": ["input", "min", "opt", "max"],
+    "IOptimizationProfile.set_shape_input": ["input", "min", "opt", "max"],
+}
 STRONGLY_TYPED = {"10": 1, "11": 0}  # the flag's bit
 
-__all__ = ["RETURNS", "RTX_LACKS", "STRONGLY_TYPED", "TOUCHED", "VERSION_BOUND"]
+__all__ = ["RETURNS", "RTX_LACKS", "STRONGLY_TYPED", "TAKES", "TOUCHED", "VERSION_BOUND"]
