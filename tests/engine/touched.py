@@ -30,6 +30,9 @@ VERSION_BOUND = {
     "IRuntimeConfig.set_runtime_cache": (ANY, ANY),
     "IRuntimeCache.serialize": (ANY, ANY),
     "IRuntimeCache.deserialize": (ANY, ANY),
+    "BuilderFlag.REQUIRE_USER_ALLOCATION": (ANY, ANY),
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": (ANY, ANY),
+    "DynamicShapesKernelSpecializationStrategy.EAGER": (ANY, ANY),
 }
 RTX_LACKS = {"NetworkDefinitionCreationFlag.EXPLICIT_BATCH", "BuilderFlag.FP16", "BuilderFlag.INT8",
              "ITensor.dynamic_range", "PreviewFeature.PROFILE_SHARING_0806", "ICudaEngine.device_memory_size",

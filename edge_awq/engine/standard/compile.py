@@ -46,7 +46,7 @@ def shape_settings(bundle: Bundle, context: int) -> dict[str, Any]:
     """What an engine depends on besides graph and machine: for its key."""
     manifest = bundle.manifest
     return {"lowering": LOWERING_VERSION, "context": context, "prefill_chunk": manifest.prefill_chunk,
-            "decode_rows": DECODE_ROWS, "weights": manifest.files[WEIGHTS]["sha256"]}
+            "decode_rows": DECODE_ROWS, "allocation": "user", "weights": manifest.files[WEIGHTS]["sha256"]}
 
 
 def compile_engine(bundle: Bundle, path: Path, context: int, runtime: Runtime, progress: Progress,

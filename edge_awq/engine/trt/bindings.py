@@ -49,7 +49,8 @@ TOUCHED = (
     "IExecutionContext.device_memory", "IExecutionContext.set_device_memory",
     "IRuntimeConfig.set_execution_context_allocation_strategy",
     "ICudaEngine.create_runtime_config", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
-    "IRuntimeCache.serialize", "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize", "IRuntimeCache.deserialize", "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "DynamicShapesKernelSpecializationStrategy.EAGER",
     "TensorIOMode.INPUT", "get_plugin_registry", "IPluginRegistry.load_library",
 )
 

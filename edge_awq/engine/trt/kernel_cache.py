@@ -30,24 +30,24 @@ class KernelCache:
         self._path, self._toolkit, self._note = path, toolkit, note
         self._stored = b""  # digest of what the file holds
         self._cache: Any = None
+        self._is_used = False
         self._configs: list[Any] = []
 
     def make_config(self, engine: Any) -> Any | None:
-        """An IRuntimeConfig for one more execution context of ``engine``, over these kernels; None: without them."""
+        """An IRuntimeConfig for one more execution context of ``engine``, over these kernels where it takes them."""
         config = engine.create_runtime_config()
         if config is None:
             return None
         if self._cache is None and (cache := config.create_runtime_cache()) is not None:
             self._read(cache)
             self._cache = cache
-        if self._cache is None or not config.set_runtime_cache(self._cache):
-            return None
+        self._is_used = self._cache is not None and config.set_runtime_cache(self._cache)
         self._configs.append(config)
         return config
 
     def save(self) -> None:
         """Write the file where there are new kernels; a bundle that cannot be written to stays as it is."""
-        serialized = self._cache.serialize() if self._configs else None
+        serialized = self._cache.serialize() if self._is_used else None
         if serialized is None or not 0 < serialized.nbytes <= MOST_BYTES:
             return
         kernels = bytes(serialized)
@@ -60,7 +60,7 @@ class KernelCache:
     def close(self) -> None:
         """Release what belongs to TensorRT-RTX, after the contexts and before the engine."""
         self._configs.clear()
-        self._cache = None
+        self._cache, self._is_used = None, False
 
     def _read(self, cache: Any) -> None:
         try:

@@ -62,9 +62,9 @@ class LoadedPlan:
         is_new = hasattr(self.engine, "device_memory_size_v2")
         return self.engine.device_memory_size_v2 if is_new else self.engine.device_memory_size
 
-    def create_context(self) -> Any | None:
-        """A new execution context; None: TensorRT does not make it."""
-        context = uninterrupted(self._bare_context)
+    def create_context(self, for_graph: bool = False) -> Any | None:
+        """A new execution context, which runs as it is or to be captured; None: TensorRT does not make it."""
+        context = uninterrupted(lambda: self._bare_context(for_graph))
         if context is None:
             return None
         if hasattr(context, "set_device_memory"):
@@ -73,7 +73,7 @@ class LoadedPlan:
             context.device_memory = self.activations[0]
         return context
 
-    def _bare_context(self) -> Any | None:
+    def _bare_context(self, for_graph: bool) -> Any | None:
         """Without memory."""
         if not hasattr(self._trt, "ExecutionContextAllocationStrategy"):  # 8.6
             return self.engine.create_execution_context_without_device_memory()
@@ -82,6 +82,9 @@ class LoadedPlan:
         if config is None:
             return self.engine.create_execution_context(strategy=strategy)
         config.set_execution_context_allocation_strategy(strategy)
+        if for_graph:  # which would keep kernels for any shape, while those for this one are compiled beside it
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                self._trt.DynamicShapesKernelSpecializationStrategy.EAGER)
         return self.engine.create_execution_context(runtime_config=config)
 
     def close(self) -> None:
@@ -145,7 +148,7 @@ class Pass:
         """Make what calls of ``rows`` tokens as a graph need before the first of them; all tensors are bound."""
         if rows in self._own:
             return
-        context = self._plan.create_context()
+        context = self._plan.create_context(for_graph=True)
         if context is None or not self._set_up(context):  # such calls will have no graph
             context = self._plain
             self._toolkit.log.forget()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 from fake_kernels import IRuntimeCache, IRuntimeConfig
@@ -91,7 +92,10 @@ class CudaEngine10(ICudaEngine):
 
     def create_execution_context(self, *, strategy=None, runtime_config=None):
         assert (runtime_config.strategy if runtime_config else strategy) == "lent"
-        return self.new_context(ExecutionContext10, runtime_config and runtime_config.cache)
+        context = self.new_context(ExecutionContext10, runtime_config and runtime_config.cache)
+        if context and runtime_config:
+            context.kernels_for = runtime_config.dynamic_shapes_kernel_specialization_strategy
+        return context
 
 
 class CudaEngineRtx(CudaEngine10):
@@ -109,7 +113,7 @@ class IExecutionContext:
         if "capturable" in engine.script:
             self.is_stream_capturable = lambda stream: engine.script["capturable"]
 
-    device_memory = None
+    device_memory, kernels_for = None, "eager"
 
     def set_optimization_profile_async(self, profile, stream):
         assert stream == self.engine.cuda.stream
@@ -134,6 +138,7 @@ class IExecutionContext:
             return False
         rows, context = self.shapes["input_ids"][1], self.shapes["past_key_0"][2]  # fixed once captured
         self.compile_kernels([self.profile, rows])
+        assert self.kernels_for == "eager" or not engine.cuda.is_capturing, "those for any shape would be captured"
         engine.cuda.bytes_at(self.device_memory, ACTIVATION_BYTES)
         wanted = range(rows) if engine.tensors["logits"][0][1] == -1 else [rows - 1]
         if "num_logits" in self.addresses:  # of the host, so read now; then fixed, too
@@ -208,5 +213,7 @@ def by_version(version):
         return {"ICudaEngine": CudaEngine8, "IExecutionContext": ExecutionContext8}
     if version.startswith("1."):
         return {"ICudaEngine": CudaEngineRtx, "IExecutionContext": ExecutionContext10,
-                "IRuntimeConfig": IRuntimeConfig, "IRuntimeCache": IRuntimeCache}
+                "IRuntimeConfig": IRuntimeConfig, "IRuntimeCache": IRuntimeCache,
+                "DynamicShapesKernelSpecializationStrategy": SimpleNamespace(EAGER="eager"),
+                "BuilderFlag": SimpleNamespace(REQUIRE_USER_ALLOCATION="user allocation")}
     return {"ICudaEngine": CudaEngine10, "IExecutionContext": ExecutionContext10}

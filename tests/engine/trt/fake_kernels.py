@@ -10,6 +10,7 @@ ERROR = 1  # ILogger.Severity's
 class IRuntimeConfig:
     def __init__(self, engine):
         self.engine, self.cache, self.strategy = engine, None, None
+        self.dynamic_shapes_kernel_specialization_strategy = "lazy"
 
     def set_execution_context_allocation_strategy(self, strategy):
         self.strategy = strategy
@@ -18,8 +19,10 @@ class IRuntimeConfig:
         return None if "no_cache" in self.engine.script else IRuntimeCache(self.engine)
 
     def set_runtime_cache(self, cache):
+        if "cache_not_taken" in self.engine.script:
+            return False
         self.cache = cache
-        return "cache_not_taken" not in self.engine.script
+        return True
 
 
 class IRuntimeCache:
