@@ -192,9 +192,9 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """The same for bytes."""
-    temporary = path.with_name(path.name + ".tmp")
+def write_bytes(path: Path, data: bytes, writer: str = "") -> None:
+    """The same for bytes; ``writer`` tells apart who may write the same file at once."""
+    temporary = path.with_name(f"{path.name}{writer}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from touched import RTX_LACKS, STRONGLY_TYPED, TOUCHED, VERSION_BOUND
+from touched import RETURNS, RTX_LACKS, STRONGLY_TYPED, TAKES, TOUCHED, VERSION_BOUND
 
 from wheels import PYTHON, RTX_PACKAGES, RTX_VERSION, unpacked
 
@@ -61,6 +61,16 @@ def expected_missing(version: str) -> set[str]:
     return bound.intersection(TOUCHED) | NOWHERE
 
 
+def check_signatures(found: dict) -> None:
+    """Every form of a function gives back what the package expects, and one takes what it is given."""
+    for name, wanted in TAKES.items():
+        if name not in found["missing"] and found["version"][:2] != "8.":
+            assert wanted in [taken for _, taken in found["signatures"][name]], name
+    for name, wanted in RETURNS.items():
+        if name not in found["missing"]:
+            assert {returned for returned, _ in found["signatures"][name]} == {wanted}, name
+
+
 @pytest.mark.parametrize("version", PACKAGES)
 def test_binding_has_every_name(version, tmp_path):
     packages = unpacked(f"bindings-{version}-{PYTHON}", [f"{PACKAGES[version]}=={version}"], "1 MB")
@@ -68,6 +78,7 @@ def test_binding_has_every_name(version, tmp_path):
     assert found["version"] == version
     assert set(found["missing"]) == expected_missing(version)
     assert found["strongly_typed"] == STRONGLY_TYPED[version.split(".")[0]]
+    check_signatures(found)
 
 
 def test_binding_of_rtx_has_every_name():
@@ -75,6 +86,8 @@ def test_binding_of_rtx_has_every_name():
     packages = unpacked(f"rtx-{RTX_VERSION}-{PYTHON}", RTX_PACKAGES, "95 MB")
     found = findings(sys.executable, packages, "tensorrt_rtx_bindings", packages)
     assert (found["version"], set(found["missing"])) == (RTX_VERSION, RTX_LACKS | NOWHERE)
+    check_signatures(found)
+    assert ["IExecutionContext", ["runtime_config"]] in found["signatures"]["ICudaEngine.create_execution_context"]
 
 
 def test_binding_of_8_6_has_every_name():
@@ -86,3 +99,4 @@ def test_binding_of_8_6_has_every_name():
     assert found["version"].startswith("8.6.")
     assert set(found["missing"]) == expected_missing("8.6")
     assert found["strongly_typed"] is None
+    check_signatures(found)

@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int kInvalidValue = 1, kOutOfMemory = 2, kNotFound = 500;
+constexpr int kInvalidValue = 1, kOutOfMemory = 2, kInvalidContext = 201, kNotFound = 500;
 constexpr int kMultiprocessors = 16, kIntegrated = 18, kMajor = 75, kMinor = 76;
 constexpr size_t kMostArgumentBytes = 320;
 
@@ -36,7 +36,8 @@ struct Module {
 struct Fake {
   std::string calls;  // a line each
   std::map<std::string, int> settings = {{"compute_capability", 87}, {"multiprocessors", 16}, {"context", 1},
-                                         {"context_id", 1},          {"run", 1},              {"schedule", 0}};
+                                         {"context_id", 1},          {"run", 1},              {"schedule", 0},
+                                         {"needs_context", 0}};
   std::map<std::string, int> faults;  // function: status
   std::set<std::string> kernels;      // interned names: a CUfunction is one of these
   std::map<void*, size_t> allocations;
@@ -45,7 +46,12 @@ struct Fake {
   Arguments last;
 } fake;
 
+thread_local std::vector<void*> contexts;  // of the calling thread, the current one last
+
 int outcome(const char* function) {
+  const bool has_context = !contexts.empty() && contexts.back();
+  if (fake.settings["needs_context"] && !has_context && !std::strstr("cuInit cuDeviceGetAttribute", function))
+    return kInvalidContext;
   const auto fault = fake.faults.find(function);
   return fault == fake.faults.end() ? 0 : fault->second;
 }
@@ -123,6 +129,7 @@ struct Named {
 
 const std::map<int, Named> kNames = {{kInvalidValue, {"CUDA_ERROR_INVALID_VALUE", "invalid argument"}},
                                      {kOutOfMemory, {"CUDA_ERROR_OUT_OF_MEMORY", "out of memory"}},
+                                     {kInvalidContext, {"CUDA_ERROR_INVALID_CONTEXT", "invalid device context"}},
                                      {kNotFound, {"CUDA_ERROR_NOT_FOUND", nullptr}}};
 
 int cuGetErrorName(int status, const char** name) {
@@ -139,10 +146,15 @@ int cuGetErrorString(int status, const char** text) {
 
 int cuDevicePrimaryCtxRetain(void** context, int) { return *context = reinterpret_cast<void*>(1), 0; }
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
-int cuCtxSetCurrent(void*) { return 0; }
-int cuCtxPushCurrent_v2(void*) { return note("cuCtxPushCurrent"), 0; }
+int cuCtxSetCurrent(void* context) {
+  if (!contexts.empty()) contexts.pop_back();
+  if (context) contexts.push_back(context);
+  return 0;
+}
+int cuCtxPushCurrent_v2(void* context) { return note("cuCtxPushCurrent"), contexts.push_back(context), 0; }
 int cuCtxPopCurrent_v2(void** context) {
   note("cuCtxPopCurrent");
+  if (!contexts.empty()) contexts.pop_back();
   return *context = reinterpret_cast<void*>(1), 0;
 }
 int cuCtxSynchronize() { return outcome("cuCtxSynchronize"); }
@@ -233,12 +245,15 @@ int cuMemAlloc_v2(void** address, size_t bytes) {
 }
 
 int cuMemFree_v2(void* address) {
+  if (const int status = outcome("cuMemFree_v2")) return status;
   if (!fake.allocations.erase(address)) return kInvalidValue;
   std::free(address);
   return 0;
 }
 
-int cuMemGetInfo_v2(size_t* available, size_t* total) { return *available = *total = size_t{1} << 34, 0; }
+int cuMemGetInfo_v2(size_t* available, size_t* total) {
+  return *available = *total = size_t{1} << 34, outcome("cuMemGetInfo_v2");
+}
 int cuMemsetD8_v2(void* address, unsigned char value, size_t bytes) {
   std::memset(address, value, bytes);
   return outcome("cuMemsetD8_v2");
@@ -252,19 +267,22 @@ int cuMemcpyDtoH_v2(void* to, const void* from, size_t bytes) { return std::memc
 // A copy is at once, so one inside a capture would be missing in the graph.
 int cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void*) {
   note("cuMemcpyHtoDAsync");
+  if (const int status = outcome("cuMemcpyHtoDAsync_v2")) return status;
   return fake.is_capturing ? 900 : cuMemcpyHtoD_v2(to, from, bytes);
 }
 int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void*) {
   note("cuMemcpyDtoHAsync");
+  if (const int status = outcome("cuMemcpyDtoHAsync_v2")) return status;
   return fake.is_capturing ? 900 : cuMemcpyDtoH_v2(to, from, bytes);
 }
 int cuMemHostAlloc(void** address, size_t bytes, unsigned) {
+  if (const int status = outcome("cuMemHostAlloc")) return status;
   *address = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
   return 0;
 }
 int cuMemFreeHost(void* address) { return std::free(address), 0; }
 
-int cuStreamCreate(void** stream, unsigned) { return *stream = reinterpret_cast<void*>(2), 0; }
+int cuStreamCreate(void** stream, unsigned) { return *stream = reinterpret_cast<void*>(2), outcome("cuStreamCreate"); }
 int cuStreamDestroy_v2(void*) { return 0; }
 int cuStreamSynchronize(void*) {
   note("cuStreamSynchronize");

@@ -69,6 +69,7 @@ def main():
         "version": trt.__version__,
         "before": before,
         "loaded": handle is not None,
+        "loaded again": registry.load_library(sys.argv[2]) is not None,
         "creators": [[each.name, each.plugin_version] for each in creators()],
         "fields": {each.name: [field.name for field in each.field_names] for each in creators()},
         "Int4MatMul": describe(create("Int4MatMul", **matmul)),

@@ -41,6 +41,7 @@ def findings(python, module, folder):
 def check(found, stderr):
     """What is the same in all versions."""
     assert found["before"] == 0 and found["loaded"]
+    assert not found["loaded again"]  # why edge_awq.engine.trt.bindings loads it once in a process
     names = {name for name, version in found["creators"] if version == str(ops.CONTRACT_VERSION)}
     assert len(found["creators"]) == len(names) and {op.name for op in ops.OPS} <= names
     for op in ops.OPS:

@@ -56,16 +56,22 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
     """
     from edge_awq.engine.trt import pick_context
     from edge_awq.engine.trt.cuda import open_cuda
+    from edge_awq.engine.trt.kernel_cache import KernelCache
+    from edge_awq.engine.trt.plan_cache import kernels_path
     from edge_awq.engine.trt.runtime import TrtEngine
 
     context = pick_context(bundle, threads, context)
     if kv_bits not in (None, KV_BITS):
         raise EdgeAwqError(f"kv_bits = {kv_bits}, but without plugins keys and values have {KV_BITS} bits",
                            hint="leave --kv-bits or --plugin-free out")
+    progress = progress or Quiet()
     cuda = open_cuda()
     try:
-        toolkit, stored, _ = _compile(bundle, cuda.gpu, context, progress or Quiet())
-        return TrtEngine(toolkit, cuda, stored, bundle.weights, context)
+        toolkit, stored, _ = _compile(bundle, cuda.gpu, context, progress)
+        kernels = None
+        if hasattr(toolkit.trt, "IRuntimeCache"):  # TensorRT-RTX's alone
+            kernels = KernelCache(kernels_path(bundle.path / stored.file, cuda.gpu), toolkit, progress.note)
+        return TrtEngine(toolkit, cuda, stored, bundle.weights, context, kernels)
     except BaseException:
         cuda.close()
         raise
@@ -78,7 +84,15 @@ def _compile(bundle: Bundle, gpu: Gpu | None, context: int, progress: Progress,
     from edge_awq.engine.standard.compile import check_symmetric, compile_engine, shape_settings
     from edge_awq.engine.standard.runtimes import find_runtime
     from edge_awq.engine.trt.forecast import PLUGIN_FREE, Wanted, check_memory
-    from edge_awq.engine.trt.plan_cache import engine_path, find_engine, hash_graph, make_key, read_engine, stale
+    from edge_awq.engine.trt.plan_cache import (
+        compiling,
+        engine_path,
+        find_engine,
+        hash_graph,
+        make_key,
+        read_engine,
+        stale,
+    )
 
     check_symmetric(bundle)
     runtime, toolkit = find_runtime(gpu)
@@ -92,5 +106,8 @@ def _compile(bundle: Bundle, gpu: Gpu | None, context: int, progress: Progress,
     for line in stale(bundle.path, key):
         progress.note(line)
     forecast_bytes = check_memory(bundle, detect_target(machine), progress, Wanted(context, KV_BITS, PLUGIN_FREE))
-    report = compile_engine(bundle, path, context, runtime, progress, forecast_bytes)
+    with compiling(path.parent, progress):
+        if not fresh and (stored := find_engine(path, Quiet())):
+            return toolkit, stored, None
+        report = compile_engine(bundle, path, context, runtime, progress, forecast_bytes)
     return toolkit, read_engine(path), report

@@ -36,6 +36,8 @@ def build(toolkit: Toolkit, graph: Path, engine: Path, profiles: Sequence[Profil
         words = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
         raise EdgeAwqError(f"{graph}: {toolkit.title} cannot read it: {words}", hint=OTHER_ENGINES)
     config = builder.create_builder_config()
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: or a CUDA graph may not be captured
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for profile in profiles:
         config.add_optimization_profile(_profile(builder, network, profile))
     config.progress_monitor = make_monitor(trt, advance, lambda: False)

@@ -18,7 +18,7 @@ from edge_awq.engine.standard.lower import lower
 from edge_awq.engine.standard.options import LOWERING_VERSION, StandardOptions
 from edge_awq.engine.standard.runtimes import Runtime
 from edge_awq.engine.standard.write import write
-from edge_awq.engine.trt.build import CompileReport, check_writable, read_graph
+from edge_awq.engine.trt.build import CompileReport, read_graph
 from edge_awq.engine.trt.build_progress import UNITS
 from edge_awq.engine.trt.passes import DECODE, PREFILL
 from edge_awq.engine.trt.plan_cache import write_engine
@@ -46,7 +46,7 @@ def shape_settings(bundle: Bundle, context: int) -> dict[str, Any]:
     """What an engine depends on besides graph and machine: for its key."""
     manifest = bundle.manifest
     return {"lowering": LOWERING_VERSION, "context": context, "prefill_chunk": manifest.prefill_chunk,
-            "decode_rows": DECODE_ROWS, "weights": manifest.files[WEIGHTS]["sha256"]}
+            "decode_rows": DECODE_ROWS, "allocation": "user", "weights": manifest.files[WEIGHTS]["sha256"]}
 
 
 def compile_engine(bundle: Bundle, path: Path, context: int, runtime: Runtime, progress: Progress,
@@ -60,10 +60,9 @@ def compile_engine(bundle: Bundle, path: Path, context: int, runtime: Runtime, p
         forecast_bytes: for the report.
 
     Raises:
-        EdgeAwqError: the bundle cannot be written to, has zero points, or the runtime refuses the graph.
+        EdgeAwqError: the weights have zero points, or the runtime refuses the graph.
     """
     started_s = time.monotonic()
-    check_writable(path.parent)
     profiles = _profiles(context, bundle.manifest.prefill_chunk)
     passes = {name: {"plan": PLAN, "profile": index, "most_rows": profile.most_tokens, "weights": [], "declined": [],
                      "last_logits": profile.most_logits < profile.most_tokens}

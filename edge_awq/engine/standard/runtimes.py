@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edge_awq.engine.trt.bindings import Toolkit, make_log
+from edge_awq.engine.trt.bindings import Toolkit, log_of
 from edge_awq.errors import EdgeAwqError
 from edge_awq.gpus import Gpu
 from edge_awq.lazy import require
@@ -76,7 +76,7 @@ def load(runtime: Runtime) -> Toolkit:
         first = ".".join(map(str, runtime.first))
         raise EdgeAwqError(f"{runtime.name} {trt.__version__} has no engines without plugins, {first} to "
                            f"{runtime.last_major}.x have", hint=f"install such a version, or {OTHER_ENGINES}")
-    return Toolkit(trt, version, make_log(trt), runtime.name)
+    return Toolkit(trt, version, log_of(trt), runtime.name)
 
 
 def find_by_name(name: str) -> Runtime:

@@ -94,7 +94,15 @@ def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, forms: Sequence[For
     from edge_awq.detect import detect_target, read_machine
     from edge_awq.engine.trt.bindings import load_toolkit
     from edge_awq.engine.trt.build import compile_engine, shape_settings
-    from edge_awq.engine.trt.plan_cache import engine_path, find_engine, hash_graph, make_key, read_engine, stale
+    from edge_awq.engine.trt.plan_cache import (
+        compiling,
+        engine_path,
+        find_engine,
+        hash_graph,
+        make_key,
+        read_engine,
+        stale,
+    )
 
     toolkit, machine = load_toolkit(), read_machine()
     keys = {make_key(toolkit, cuda.gpu, machine.power_mode, form.name,
@@ -110,5 +118,8 @@ def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, forms: Sequence[For
     form = keys[key]
     wanted = Wanted(bundle.manifest.context, form.kv_bits, WEIGHTS_INSIDE if form.weights_inside else None)
     forecast_bytes = check_memory(bundle, detect_target(machine), progress, wanted)
-    report = compile_engine(bundle, key, toolkit, progress, forecast_bytes, form)
+    with compiling(path.parent, progress):
+        if not fresh and (stored := find_engine(path, Quiet())):
+            return toolkit, stored, None
+        report = compile_engine(bundle, key, toolkit, progress, forecast_bytes, form)
     return toolkit, read_engine(path), report

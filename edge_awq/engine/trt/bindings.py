@@ -37,16 +37,27 @@ TOUCHED = (
     "ITimingCache.serialize",
     "BuilderFlag", "BuilderFlag.FP16", "BuilderFlag.INT8", "PreviewFeature", "PreviewFeature.ALIASED_PLUGIN_IO_10_03",
     "IOptimizationProfile.set_shape", "IOptimizationProfile.set_shape_input", "IHostMemory.nbytes", "DataType.INT8",
-    "nptype",
+    "PreviewFeature.PROFILE_SHARING_0806",
+    *(f"DataType.{name}" for name in ("FLOAT", "HALF", "INT32", "INT64")),
     "Runtime", "Runtime.deserialize_cuda_engine",
     "ICudaEngine.create_execution_context", "ICudaEngine.num_io_tensors", "ICudaEngine.get_tensor_name",
     "ICudaEngine.get_tensor_mode", "ICudaEngine.get_tensor_dtype", "ICudaEngine.get_tensor_shape",
     "IExecutionContext.set_input_shape", "IExecutionContext.set_tensor_address", "IExecutionContext.execute_async_v3",
     "IExecutionContext.set_optimization_profile_async", "IExecutionContext.is_stream_capturable",
+    "ICudaEngine.device_memory_size", "ICudaEngine.device_memory_size_v2",
+    "ICudaEngine.create_execution_context_without_device_memory", "ExecutionContextAllocationStrategy.USER_MANAGED",
+    "IExecutionContext.device_memory", "IExecutionContext.set_device_memory",
+    "IRuntimeConfig.set_execution_context_allocation_strategy",
+    "ICudaEngine.create_runtime_config", "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeCache.serialize", "IRuntimeCache.deserialize", "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy", "DynamicShapesKernelSpecializationStrategy.EAGER",
     "TensorIOMode.INPUT", "get_plugin_registry", "IPluginRegistry.load_library",
 )
 
 OLDEST, OLDEST_10, NEWEST_MAJOR = (8, 6), (10, 3), 11
+MOST_ERRORS = 100  # that a log keeps: a process may run for months
+_LOGS: list[tuple[ModuleType, Any]] = []  # of each TensorRT in this process
+_LIBRARIES: list[tuple[ModuleType, Path]] = []  # that are in its registry
 SUPPORTED = "TensorRT 8.6, 10.3 and later, and 11"
 
 
@@ -107,7 +118,7 @@ def load_toolkit(library: Path | None = None) -> Toolkit:
         raise EdgeAwqError(f"TensorRT cannot be loaded: {error}",
                            hint="install TensorRT's libraries, or let LD_LIBRARY_PATH name their folder") from error
     version = check_version(trt.__version__, np.__version__)
-    toolkit = Toolkit(trt, version, make_log(trt))
+    toolkit = Toolkit(trt, version, log_of(trt))
     _load_plugins(toolkit, library or plugins.find_library())
     return toolkit
 
@@ -130,10 +141,15 @@ def check_version(tensorrt: str, numpy: str) -> tuple[int, ...]:
 
 
 def _load_plugins(toolkit: Toolkit, library: Path) -> None:
+    """Give TensorRT the plugins; its registry, one for the whole process, refuses a library that it has already."""
     plugins.load_library(library)  # says what is wrong with it better than the registry does
+    if any(trt is toolkit.trt and known == library for trt, known in _LIBRARIES):
+        return
+    toolkit.log.forget()
     if toolkit.trt.get_plugin_registry().load_library(str(library)) is None:
         raise EdgeAwqError(f"{library}: {toolkit.title} does not take it as a plugin library"
                            f"{because(toolkit)}", hint="install the edge-awq wheel for this machine again")
+    _LIBRARIES.append((toolkit.trt, library))
 
 
 def create(toolkit: Toolkit, kind: str) -> Any:
@@ -155,12 +171,23 @@ def because(toolkit: Toolkit) -> str:
     return f" ({toolkit.why()})" if toolkit.why() else ""
 
 
-def make_log(trt: ModuleType) -> Any:
-    """An ILogger of that module for a Toolkit."""
+def log_of(trt: ModuleType) -> Any:
+    """The ILogger of that module for a Toolkit: one, which lives as long as the process.
+
+    TensorRT keeps the address of the first that it meets, and writes there for whoever comes later.
+    """
+    for known, log in _LOGS:
+        if known is trt:
+            return log
+    _LOGS.append((trt, _make_log(trt)))
+    return _LOGS[-1][1]
+
+
+def _make_log(trt: ModuleType) -> Any:
     severities = trt.ILogger.Severity
 
     class Log(trt.ILogger):
-        """Keeps errors and warnings of the work at hand; nothing is written to the terminal."""
+        """Keeps the first errors and the last warning of the work at hand; nothing is written to the terminal."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -168,13 +195,13 @@ def make_log(trt: ModuleType) -> Any:
             self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (severities.INTERNAL_ERROR, severities.ERROR):
+            if severity in (severities.INTERNAL_ERROR, severities.ERROR) and len(self.errors) < MOST_ERRORS:
                 self.errors.append(message)
             elif severity == severities.WARNING:
-                self.warnings.append(message)
+                self.warnings[:] = [message]
 
         def why(self) -> str:
-            said = self.errors[:1] or self.warnings[-1:]
+            said = self.errors[:1] or self.warnings
             return " ".join(said[0].split()) if said else ""
 
         def forget(self) -> None:

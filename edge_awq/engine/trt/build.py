@@ -9,18 +9,17 @@ pass with the weights inside: a second pass would hold them once more. Not yet v
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_awq.bundle import ENGINES, WEIGHTS, Bundle, write_bytes
+from edge_awq.bundle import ENGINES, WEIGHTS, Bundle
 from edge_awq.engine.trt.bindings import Toolkit, create
 from edge_awq.engine.trt.build_progress import UNITS, deferred_interrupt, make_monitor
 from edge_awq.engine.trt.passes import CACHE, DECODE, IDS, LOGITS, PREFILL, TOKENS
-from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, timing_cache_path, write_engine
+from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, store_bytes, timing_cache_path, write_engine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.memory import peak_rss_bytes
 from edge_awq.progress import Progress
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from edge_awq.engine.trt.lower import Lowered
 
-MAKE_WRITABLE = "engines are stored in the bundle: make it writable, or copy it to where you may write"
 OTHER_VERSIONS = "the plugin library and edge-awq must be of one version; run on the target cpu meanwhile"
 
 
@@ -89,12 +87,10 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
         forecast_bytes: for the report.
 
     Raises:
-        EdgeAwqError: the bundle cannot be written to, or TensorRT refuses the graph or runs out of memory.
+        EdgeAwqError: TensorRT refuses the graph or runs out of memory.
         KeyboardInterrupt: Ctrl-C; nothing was stored.
     """
     started_s = time.monotonic()
-    folder = bundle.path / ENGINES
-    check_writable(folder)
     model, manifest = read_graph(bundle), bundle.manifest
     plans: dict[str, bytes] = {}
     passes: dict[str, Any] = {}
@@ -134,20 +130,6 @@ def shape_settings(bundle: Bundle, form: Form) -> dict[str, Any]:
     inside = {"weights": manifest.files[WEIGHTS]["sha256"]} if form.weights_inside else {}
     return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk,
             "outputs": [LOGITS, TOKENS], "kv_bits": form.kv_bits, **inside}
-
-
-def check_writable(folder: Path) -> None:
-    """Make ``folder`` for engines, in a bundle that may be written to.
-
-    Raises:
-        EdgeAwqError: it may not.
-    """
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise EdgeAwqError(f"{folder}: {error.strerror}", hint=MAKE_WRITABLE) from error
-    if not os.access(folder, os.W_OK):
-        raise EdgeAwqError(f"{folder}: no permission to write", hint=MAKE_WRITABLE)
 
 
 def read_graph(bundle: Bundle) -> onnx.ModelProto:
@@ -197,7 +179,7 @@ class _Timings:
         return self.path.read_bytes() if self.path.is_file() else b""
 
     def write(self, data: bytes) -> None:
-        write_bytes(self.path, data)
+        store_bytes(self.path, data)
 
 
 @dataclass(frozen=True)
@@ -224,6 +206,7 @@ def _build(toolkit: Toolkit, work: _Work, timings: _Timings, progress: Progress)
     cache = config.create_timing_cache(timings.read())
     if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
+        toolkit.log.forget()  # of a failure to come, this is not the reason
     with progress.track(f"compile {work.name}", UNITS) as advance, deferred_interrupt() as interrupt:
         if (monitor := make_monitor(trt, advance, lambda: interrupt.pressed)) is not None:
             config.progress_monitor = monitor
@@ -255,12 +238,14 @@ def _network_flags(toolkit: Toolkit) -> int:
 def _configure(toolkit: Toolkit, config: Any, network: Any) -> None:
     """10 and later: the cache in place. 8.6: halves, packed bytes as what it calls INT8, and neither cuBLAS nor cuDNN.
 
-    8.6 loads these two for its plugins otherwise, whose handles ours do not want: memory and start-up time.
+    8.6 loads these two for its plugins otherwise, whose handles ours do not want: memory and start-up time. And a
+    profile is for several contexts, see passes.py, which 8.6 must be told.
     """
     trt = toolkit.trt
     if toolkit.major >= 10:
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         return
+    config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     config.set_flag(trt.BuilderFlag.FP16)
     config.set_flag(trt.BuilderFlag.INT8)
     config.set_tactic_sources(0)

@@ -12,6 +12,7 @@ from typing import Any
 from edge_awq.progress import Advance
 
 UNITS = 1000  # of a build's progress bar
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Phases:
@@ -44,7 +45,7 @@ class Phases:
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed."""
+    """Whether a signal asked the process to end."""
 
     def __init__(self) -> None:
         self.pressed = False
@@ -52,20 +53,42 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Ctrl-C inside is noted instead of raised, as no exception can pass through TensorRT."""
+    """Ctrl-C inside is noted instead of raised, as no exception can pass through TensorRT.
+
+    The same goes for other signals that end the process by an exception; they come again at the end.
+    """
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
+    came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         interrupt.pressed = True
+        came.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in _ENDINGS if callable(signal.getsignal(number))}
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came and came[0] != signal.SIGINT:  # for which the caller has an exception
+        signal.raise_signal(came[0])
+
+
+def uninterrupted(work: Callable[[], Any]) -> Any:
+    """What a call of TensorRT returns during which it logs: what a signal's handler raises then, it swallows.
+
+    Raises:
+        KeyboardInterrupt: after the call, if Ctrl-C was pressed.
+    """
+    with deferred_interrupt() as interrupt:
+        found = work()
+    if interrupt.pressed:
+        found = None  # or the exception would hold it
+        raise KeyboardInterrupt
+    return found
 
 
 def make_monitor(trt: ModuleType, advance: Advance, is_stopped: Callable[[], bool]) -> Any | None:

@@ -6,8 +6,10 @@ pycuda has no CUDA graphs, so their six calls go to the driver by ctypes. Not ye
 from __future__ import annotations
 
 import ctypes
+import threading
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -25,7 +27,8 @@ LOST = "run again; if it comes back, 'sudo dmesg | grep -i -e nvrm -e xid' says 
 class Cuda(Protocol):
     """One GPU, its primary context and one stream, on which everything happens in order.
 
-    Addresses are integers; arrays are C-contiguous. Every method raises EdgeAwqError where the driver refuses.
+    Any thread may call, one at a time. Addresses are integers; arrays are C-contiguous. Every method raises
+    EdgeAwqError where the driver refuses.
 
     Attributes:
         gpu: what the driver says about it.
@@ -80,7 +83,7 @@ class Cuda(Protocol):
         ...
 
     def close(self) -> None:
-        """Leave the context."""
+        """Free all memory and leave the context; a second time nothing happens."""
         ...
 
 
@@ -111,68 +114,83 @@ class PycudaCuda:
 
     def __init__(self, driver: ModuleType, library: Any, gpu: Gpu) -> None:
         self.gpu = gpu
-        self._driver = driver
+        self._driver, self._library = driver, library
         self._graphs = DriverGraphs(library)
+        self._threads = threading.local()
         with self._checked("start of CUDA"):
             driver.init()
-            self._context = driver.Device(0).retain_primary_context()  # TensorRT's own
-            self._context.push()
-            self._stream = driver.Stream()
-        self.stream = int(self._stream.handle)
-        self._memory: dict[int, Any] = {}
+            self._held = _Held(driver.Device(0).retain_primary_context(), library)  # TensorRT's own
+            self._finalizer = weakref.finalize(self, _release, self._held, driver.Error)  # at exit, too
+            with self._held.pushed():
+                self._held.stream = driver.Stream()
+        self._enter_thread()
+        self.stream = int(self._held.stream.handle)
 
     def free_bytes(self) -> int:
+        self._enter_thread()
         with self._checked("memory query"):
             free = int(self._driver.mem_get_info()[0])
         return max(free, available_bytes() or 0) if self.gpu.integrated else free
 
     def alloc(self, nbytes: int) -> int:
-        with self._checked(f"{nbytes / 1e6:.1f} MB of GPU memory"):
+        with self._checked(f"{nbytes / 1e6:.1f} MB of GPU memory"), self._held.pushed():
             memory = self._driver.mem_alloc(max(nbytes, 1))
-        self._memory[int(memory)] = memory
+        self._held.memory[int(memory)] = memory
         return int(memory)
 
     def free(self, address: int) -> None:
-        with self._checked("release of GPU memory"):
-            self._memory.pop(address).free()
+        with self._checked("release of GPU memory"), self._held.pushed():
+            self._held.memory.pop(address).free()
 
     def host_array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        with self._checked("page-locked memory"):
+        with self._checked("page-locked memory"), self._held.pushed():
             return self._driver.pagelocked_zeros(shape, dtype)
 
     def upload(self, address: int, array: np.ndarray) -> None:
+        self._enter_thread()
         with self._checked("copy to the GPU"):
-            self._driver.memcpy_htod_async(address, array, self._stream)
+            self._driver.memcpy_htod_async(address, array, self._held.stream)
 
     def download(self, array: np.ndarray, address: int) -> None:
+        self._enter_thread()
         with self._checked("copy from the GPU"):
-            self._driver.memcpy_dtoh_async(array, address, self._stream)
+            self._driver.memcpy_dtoh_async(array, address, self._held.stream)
 
     def clear(self, address: int, nbytes: int) -> None:
+        self._enter_thread()
         with self._checked("clearing of GPU memory"):
-            self._driver.memset_d8_async(address, 0, nbytes, self._stream)
+            self._driver.memset_d8_async(address, 0, nbytes, self._held.stream)
 
     def synchronize(self) -> None:
+        self._enter_thread()
         with self._checked("work on the GPU"):
-            self._stream.synchronize()
+            self._held.stream.synchronize()
 
     def capture(self, work: Callable[[], None]) -> int:
+        self._enter_thread()
         return self._graphs.capture(self.stream, work)
 
     def launch(self, graph: int) -> None:
+        self._enter_thread()
         self._graphs.launch(graph, self.stream)
 
     def destroy(self, graph: int) -> None:
+        self._enter_thread()
         self._graphs.destroy(graph)
 
     def close(self) -> None:
+        if self._finalizer.detach() is None:
+            return
         with self._checked("release of GPU memory"):
-            for memory in self._memory.values():
-                memory.free()
-            self._memory.clear()
-            self._stream = None  # it goes before its context does
-            self._context.pop()
-            self._context.detach()  # left to pycuda's destructor, the wrong function would be called on a primary one
+            self._held.release()
+        if hasattr(self._threads, "has_context"):
+            self._library.cuCtxSetCurrent(None)
+
+    def _enter_thread(self) -> None:
+        """Make the context current in the calling thread, once: CUDA remembers it."""
+        if not hasattr(self._threads, "has_context"):
+            self._library.cuCtxSetCurrent(self._held.handle)
+            self._threads.has_context = True
 
     @contextmanager
     def _checked(self, what: str) -> Iterator[None]:
@@ -183,6 +201,52 @@ class PycudaCuda:
             raise out_of_memory(what) from error
         except self._driver.Error as error:
             raise lost(what, str(error)) from error
+
+
+class _Held:
+    """What is to be given back: memory by its address, the stream, the context."""
+
+    def __init__(self, context: Any, library: Any) -> None:
+        self.stream: Any = None
+        self.memory: dict[int, Any] = {}
+        self.handle = ctypes.c_void_p()
+        self._context, self._library = context, library
+        with self.pushed():
+            library.cuCtxGetCurrent(ctypes.byref(self.handle))
+
+    @contextmanager
+    def pushed(self) -> Iterator[None]:
+        """Let pycuda know the context for as long as it makes or frees something.
+
+        A thread that ends with a context on pycuda's stack takes the process with it.
+        """
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._context.pop()
+
+    def release(self) -> None:
+        """Give everything back, once."""
+        self._context.push()
+        try:
+            if self.stream is not None:
+                self.stream.synchronize()  # a GPU that is lost would complain of every piece of memory
+            for memory in self.memory.values():
+                memory.free()
+            self.stream = None  # it goes before its context does
+        finally:
+            # While it is the current one, or pycuda would push it again; left to pycuda's destructor, the wrong
+            # function would be called on a primary one.
+            self._context.detach()
+            self.memory.clear()
+            self._library.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))  # pycuda has forgotten it, CUDA has not
+
+
+def _release(held: _Held, error: type[Exception]) -> None:
+    """What is left of a GPU that nobody closed."""
+    with suppress(error):
+        held.release()
 
 
 class DriverGraphs:

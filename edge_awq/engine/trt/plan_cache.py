@@ -6,17 +6,22 @@ runtime must know about each pass. Its name says what it was compiled for:
     tensorrt-10.3.0-aarch64-sm87-16sms-MAXN-contract2-kv16-0123456789abcdef.engine
     tensorrt_rtx-1.7.1-x86_64-context4096-0123456789abcdef.engine                      any GPU, no plugins
 
-The manifest does not list it, as it came later, so it has a hash of its own.
+The manifest does not list it, as it came later, so it has a hash of its own. Beside it lie TensorRT's timings of
+kernels (.timings) and the kernels that TensorRT-RTX compiled (.kernels, see kernel_cache.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import platform
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +40,7 @@ from edge_awq.progress import Progress
 FORMAT = 2  # of the file; grows when its header changes
 HEADER = "edge_awq"  # key of the one entry in the metadata; of several, safetensors would not keep the order
 ENDING = ".engine"
+MAKE_WRITABLE = "engines are stored in the bundle: make it writable, or copy it to where you may write"
 _NAME = re.compile(r"(?P<runtime>\w+)-(?P<version>[\d.]+)-(?P<machine>\w+)"
                    r"(-sm(?P<sm>\d+)-(?P<sm_count>\d+)sms-(?P<power_mode>\w+))?(-contract(?P<contract>\d+))?"
                    r"-(?P<form>\w+)-(?P<graph>[0-9a-f]{16})")
@@ -115,8 +121,15 @@ def engine_path(bundle: Path, key: EngineKey) -> Path:
 
 
 def timing_cache_path(bundle: Path, key: EngineKey) -> Path:
-    """Where TensorRT's timings of kernels lie in a bundle; they hold for every graph on this GPU."""
-    return bundle / ENGINES / f"{key.runtime}-{key.version}-{key.machine}-sm{key.sm}-{key.sm_count}sms.timings"
+    """Where TensorRT's timings of kernels lie in a bundle; they hold for every graph on this GPU in its power mode."""
+    gpu = f"sm{key.sm}-{key.sm_count}sms-{key.power_mode}"
+    return bundle / ENGINES / f"{key.runtime}-{key.version}-{key.machine}-{gpu}.timings"
+
+
+def kernels_path(engine: Path, gpu: Gpu) -> Path:
+    """Where kernels lie that TensorRT-RTX compiles while the engine at ``engine`` runs on such a GPU."""
+    sm = "".join(map(str, gpu.compute_capability))
+    return engine.with_name(f"{engine.name.removesuffix(ENDING)}-sm{sm}-{gpu.sm_count}sms.kernels")
 
 
 def stale(bundle: Path, key: EngineKey) -> list[str]:
@@ -144,7 +157,51 @@ def write_engine(path: Path, plans: Mapping[str, bytes | np.ndarray], passes: Ma
     arrays = {name: np.frombuffer(plan, np.uint8) for name, plan in plans.items()}
     header = {"format": FORMAT, "passes": passes, "sha256": _hashes(arrays)}
     path.parent.mkdir(exist_ok=True)
-    write_bytes(path, save(arrays, {HEADER: json.dumps(header)}))
+    store_bytes(path, save(arrays, {HEADER: json.dumps(header)}))
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` for engines, in a bundle that may be written to.
+
+    Raises:
+        EdgeAwqError: it may not.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise EdgeAwqError(f"{folder}: {error.strerror}", hint=MAKE_WRITABLE) from error
+    if not os.access(folder, os.W_OK):
+        raise EdgeAwqError(f"{folder}: no permission to write", hint=MAKE_WRITABLE)
+
+
+@contextmanager
+def compiling(folder: Path, progress: Progress) -> Iterator[None]:
+    """One process at a time compiles into ``folder``; the others wait, and look again afterwards.
+
+    Raises:
+        EdgeAwqError: the bundle cannot be written to.
+    """
+    check_writable(folder)
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that has no locks
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.note("another process compiles an engine of this bundle; waiting for it")
+                fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def store_bytes(path: Path, data: bytes) -> None:
+    """Write a file of the folder ``engines/``, whole or not at all, whoever else writes the same one at that moment.
+
+    Raises:
+        OSError: the bundle cannot be written to, or the disk is full.
+    """
+    write_bytes(path, data, f".{os.getpid()}-{threading.get_native_id()}")
 
 
 def read_engine(path: Path) -> StoredEngine:

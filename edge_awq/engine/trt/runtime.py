@@ -8,8 +8,9 @@ CUDA graph, after it ran once, and launched from then on whatever the length. No
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from edge_awq.engine.trt.upload import PIECE_BYTES, content, upload_weights
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
+    from edge_awq.engine.trt.kernel_cache import KernelCache
     from edge_awq.engine.trt.weight_input import WeightInput
 
 CONTEXT_STEP = 128  # a context that fits is rounded down to a multiple
@@ -34,26 +36,47 @@ class TrtEngine:
 
     _fits_more = ""  # what else the hint of a context that does not fit says
 
-    def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int) -> None:
-        """Load what was compiled; ``weights`` is the bundle's weights file, ``context`` the cache's size in tokens.
+    def __init__(self, toolkit: Toolkit, cuda: Cuda, stored: StoredEngine, weights: Path, context: int,
+                 kernels: KernelCache | None = None) -> None:
+        """Load what was compiled.
+
+        Args:
+            weights: the bundle's weights file.
+            context: the cache's size in tokens.
+            kernels: those that the runtime compiles while it runs; an engine that has them has one plan.
 
         Raises:
             EdgeAwqError: the engine does not load, or it and its cache do not fit into memory.
         """
         self.context, self.length = context, 0
-        self._cuda = cuda
-        self._plans = {name: LoadedPlan(toolkit, plan) for name, plan in stored.plans.items()}
-        self._passes = {name: Pass(toolkit, self._plans[table["plan"]], table, cuda.stream)
-                        for name, table in stored.passes.items()}
+        self._cuda, self._open = cuda, _Open(cuda, kernels)
+        self._passes = self._open.passes
+        self._finalizer = weakref.finalize(self, self._open.close)  # also where nobody closes it, before Python ends
+        try:
+            self._load(toolkit, stored, weights)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, toolkit: Toolkit, stored: StoredEngine, weights: Path) -> None:
+        for name, plan in stored.plans.items():
+            self._open.plans[name] = LoadedPlan(toolkit, plan, self._open.kernels)
+        nbytes = max(plan.activation_bytes for plan in self._open.plans.values())
+        activations = self._cuda.alloc(nbytes), nbytes
+        for plan in self._open.plans.values():
+            plan.activations = activations
+        for name, table in stored.passes.items():
+            self._passes[name] = Pass(toolkit, self._open.plans[table["plan"]], table, self._cuda.stream)
         self._decode = self._passes[DECODE]
         self.vocab_size = self._decode.shape(LOGITS)[-1]
         self.provenance = {**_provenance(toolkit, stored), "kv_bits": self._kv_bits()}
         self._check_memory()
-        inputs = upload_weights(cuda, (each for one in self._passes.values() for each in one.weights), weights)
+        inputs = upload_weights(self._cuda, (each for one in self._passes.values() for each in one.weights), weights)
         self._caches = {name: self._empty_cache(name) for name in self._cache_names()}
         self._make_buffers()
         for one in self._passes.values():
             self._bind(one, inputs)
+        self._decode.prepare(1)
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
         """Append ids (at least one) to the cache, in chunks; returns logits [vocab_size] float32 after the last.
@@ -98,12 +121,7 @@ class TrtEngine:
 
     def close(self) -> None:
         """Release device memory; the engine cannot be used afterwards."""
-        with suppress(EdgeAwqError):  # a GPU that is lost cannot give back anything
-            for one in self._passes.values():
-                one.close(self._cuda)
-            for plan in self._plans.values():
-                plan.close()
-            self._cuda.close()
+        self._finalizer()
 
     def _fitting(self, ids: Sequence[int]) -> Pass:
         """The pass for a chunk."""
@@ -188,6 +206,27 @@ class TrtEngine:
             _, heads, _, *size = one.shape(name)
             one.bind(name, address, (1, heads, self.context, *size))
             one.bind(name.replace("past_", "present_", 1), address)
+
+
+class _Open:
+    """What an engine has to give back."""
+
+    def __init__(self, cuda: Cuda, kernels: KernelCache | None) -> None:
+        self.cuda, self.kernels = cuda, kernels
+        self.plans: dict[str, LoadedPlan] = {}
+        self.passes: dict[str, Pass] = {}
+
+    def close(self) -> None:
+        """Release graphs and contexts, then engines, then memory and the GPU: all of them, whatever fails."""
+        with suppress(EdgeAwqError), ExitStack() as steps:  # a GPU that is lost cannot give back anything
+            steps.callback(self.cuda.close)
+            for plan in self.plans.values():
+                steps.callback(plan.close)
+            for one in self.passes.values():
+                steps.callback(one.close, self.cuda)
+            self.cuda.synchronize()  # after Ctrl-C a pass may be under way, in what is released now
+            if self.kernels:
+                self.kernels.save()
 
 
 class GreedyTrtEngine(TrtEngine):

@@ -52,6 +52,10 @@ class FakeCuda:
         """Put work on the stream, or into the graph that is captured."""
         (self.queue if self._captured is None else self._captured).append(work)
 
+    @property
+    def is_capturing(self):
+        return self._captured is not None
+
     def upload(self, address, array):
         assert self._captured is None and array.flags.c_contiguous
         self.enqueue(lambda: self._fill(self.bytes_at(address, array.nbytes), array.reshape(-1).view(np.uint8)))
@@ -91,6 +95,9 @@ class FakeCuda:
         self.queue += self.graphs[graph]
 
     def destroy(self, graph):
+        self.graphs[graph] = []
+        if self.failure:
+            raise lost("cuGraphExecDestroy", self.failure)
         self.destroyed.append(graph)
 
     def close(self):

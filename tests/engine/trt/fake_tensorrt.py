@@ -6,44 +6,12 @@ chunks, positions, addresses and weights are right exactly when the logits are.
 
 from __future__ import annotations
 
-import ctypes
-import enum
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import onnx
-
-VOCAB = 32
-
-
-def toy_logits(tokens, weights_sum):
-    """Logits [VOCAB] float32 after ``tokens``."""
-    state = weights_sum + sum((place + 1) * (token + 3) for place, token in enumerate(tokens))
-    return np.array([(state * (j + 1) + j * j) % 97 for j in range(VOCAB)], np.float32)
-
-
-class ILogger:
-    class Severity(enum.IntEnum):
-        INTERNAL_ERROR = 0
-        ERROR = 1
-        WARNING = 2
-
-    def __init__(self):
-        self.is_initialized = True  # as the binding insists on
-
-
-class DataType(enum.IntEnum):
-    FLOAT, HALF, INT8, INT32, INT64 = 0, 1, 2, 3, 8
-
-
-TYPES = {DataType.FLOAT: np.float32, DataType.HALF: np.float16, DataType.INT8: np.int8, DataType.INT32: np.int32,
-         DataType.INT64: np.int64}
-
-
-class TensorIOMode(enum.IntEnum):
-    NONE, INPUT, OUTPUT = 0, 1, 2
+from fake_engine import TYPES, VOCAB, DataType, ILogger, TensorIOMode, by_version, toy_logits
 
 
 class ITensor:
@@ -128,8 +96,8 @@ class IOptimizationProfile:
 class IBuilderConfig:
     progress_monitor = None
 
-    def __init__(self, script):
-        self.script = script
+    def __init__(self, log):
+        self.log = log
         self.flags, self.previews, self.profiles, self.cache, self.tactic_sources = [], {}, [], None, None
 
     def set_flag(self, flag):
@@ -151,6 +119,7 @@ class IBuilderConfig:
 
     def set_timing_cache(self, cache, ignore_mismatch):
         if cache.data == b"other":
+            self.log.log(ILogger.Severity.ERROR, "timings of another GPU")
             return False
         self.cache = cache
         return True
@@ -164,6 +133,7 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
     script = script if script is not None else {}
     script.setdefault("configs", [])
     script.setdefault("networks", [])
+    libraries = []
 
     class Builder:
         def __init__(self, log):
@@ -178,7 +148,7 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
             return script["networks"][-1]
 
         def create_builder_config(self):
-            script["configs"].append(IBuilderConfig(script))
+            script["configs"].append(IBuilderConfig(self.log))
             return script["configs"][-1]
 
         def create_optimization_profile(self):
@@ -220,12 +190,15 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
             if "engine" in script:
                 self.log.log(ILogger.Severity.ERROR, script["engine"])
                 return None
-            return ICudaEngine(json.loads(bytes(plan)), cuda, self.log, script)
+            return module.ICudaEngine(json.loads(bytes(plan)), cuda, self.log, script)
 
     class IPluginRegistry:
         def load_library(self, path):
+            if "registry" in script or path in libraries:  # the real ones refuse what they have, too
+                return None
+            libraries.append(path)
             script["library"] = path
-            return None if "registry" in script else object()
+            return object()
 
     is_old = version.startswith("8")
     module = SimpleNamespace(
@@ -234,13 +207,26 @@ def make_tensorrt(cuda, version="10.3.0", script=None):
         INetworkDefinition=INetworkDefinition, ITensor=ITensor, ParserError=ParserError, IBuilderConfig=IBuilderConfig,
         ITimingCache=ITimingCache, IOptimizationProfile=IOptimizationProfile, DataType=DataType,
         ILayer=ILayer, IHostMemory=memoryview,
-        ICudaEngine=ICudaEngine, IExecutionContext=IExecutionContext, IPluginRegistry=IPluginRegistry,
-        TensorIOMode=TensorIOMode, nptype=TYPES.__getitem__, get_plugin_registry=IPluginRegistry,
+        PreviewFeature=SimpleNamespace(PROFILE_SHARING_0806="shared"), IPluginRegistry=IPluginRegistry,
+        TensorIOMode=TensorIOMode, get_plugin_registry=IPluginRegistry,
         BuilderFlag=SimpleNamespace(FP16="fp16", INT8="int8"))
     if not is_old:
         module.IProgressMonitor = IProgressMonitor
         module.PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
+        module.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="lent")
+    vars(module).update(by_version(version))
     return module
+
+
+def end_of_step(monitor, step, script):
+    """Whether to go on. As in the binding no exception passes through, and one means no."""
+    try:
+        if "during" in script:
+            script.pop("during")()
+        script["steps"] = script.get("steps", 0) + 1
+        return monitor.step_complete("Tactics", step)
+    except BaseException:
+        return False
 
 
 def build(log, network, config, script):
@@ -251,10 +237,7 @@ def build(log, network, config, script):
         for outer in range(2):
             monitor.phase_start("Tactics", "Building", 4)
             for step in range(4):
-                if "during" in script:
-                    script.pop("during")()
-                script["steps"] = script.get("steps", 0) + 1
-                if not monitor.step_complete("Tactics", step):
+                if not end_of_step(monitor, step, script):
                     return None
             monitor.phase_finish("Tactics")
             monitor.step_complete("Building", outer)
@@ -266,94 +249,8 @@ def build(log, network, config, script):
         return None
     tensors = [[each.name, each.shape, int(each.dtype), each in network.inputs]
                for each in (*network.inputs, *network.outputs)]
-    return memoryview(json.dumps({"tensors": tensors, "rows": rows}).encode())
+    return memoryview(json.dumps({"tensors": tensors, "rows": rows,
+                                  "shares_profiles": "shared" in config.previews}).encode())
 
 
-class ICudaEngine:
-    def __init__(self, plan, cuda, log, script):
-        self.tensors = {name: (tuple(shape), dtype, is_input) for name, shape, dtype, is_input in plan["tensors"]}
-        self.rows, self.cuda, self.log, self.script = plan["rows"], cuda, log, script
-
-    @property
-    def num_io_tensors(self):
-        return len(self.tensors)
-
-    def get_tensor_name(self, index):
-        return list(self.tensors)[index]
-
-    def get_tensor_mode(self, name):
-        return TensorIOMode.INPUT if self.tensors[name][2] else TensorIOMode.OUTPUT
-
-    def get_tensor_dtype(self, name):
-        return DataType(self.tensors[name][1])
-
-    def get_tensor_shape(self, name):
-        return self.tensors[name][0]
-
-    def create_execution_context(self):
-        if "context" in self.script:
-            self.log.log(ILogger.Severity.ERROR, self.script["context"])
-            return None
-        return IExecutionContext(self)
-
-
-class IExecutionContext:
-    def __init__(self, engine):
-        self.engine, self.addresses, self.shapes, self.profile = engine, {}, {}, 0
-        if "capturable" in engine.script:
-            self.is_stream_capturable = lambda stream: engine.script["capturable"]
-
-    def set_optimization_profile_async(self, profile, stream):
-        assert stream == self.engine.cuda.stream
-        self.profile = profile
-        return profile < len(self.engine.rows)
-
-    def set_tensor_address(self, name, address):
-        assert address % 256 == 0 or name == "num_logits"
-        self.addresses[name] = address
-        return name in self.engine.tensors
-
-    def set_input_shape(self, name, shape):
-        fits = all(wanted in (-1, size) for wanted, size in zip(self.engine.tensors[name][0], shape, strict=True))
-        self.shapes[name] = shape
-        return fits and (name != "input_ids" or shape[1] <= self.engine.rows[self.profile])
-
-    def execute_async_v3(self, stream):
-        engine = self.engine
-        assert stream == engine.cuda.stream and set(self.addresses) == set(engine.tensors)
-        if "execute" in engine.script:
-            engine.log.log(ILogger.Severity.ERROR, engine.script["execute"])
-            return False
-        rows, context = self.shapes["input_ids"][1], self.shapes["past_key_0"][2]  # fixed once captured
-        wanted = range(rows) if engine.tensors["logits"][0][1] == -1 else [rows - 1]
-        if "num_logits" in self.addresses:  # of the host, so read now; then fixed, too
-            wanted = range(rows)[-ctypes.c_int64.from_address(self.addresses["num_logits"]).value :]
-        engine.cuda.enqueue(lambda: self.compute(rows, context, wanted))
-        return True
-
-    def array(self, name, shape):
-        """A tensor's device memory."""
-        dtype = np.dtype(TYPES[self.engine.get_tensor_dtype(name)])
-        nbytes = int(np.prod(shape)) * dtype.itemsize
-        return self.engine.cuda.bytes_at(self.addresses[name], nbytes).view(dtype).reshape(shape)
-
-    def compute(self, rows, context, wanted):
-        tensors = self.engine.tensors
-        ids = self.array("input_ids", (rows,)).astype(int)
-        past = int(self.engine.cuda.bytes_at(self.addresses["past_length"], 8).view("<i8")[0])
-        assert past >= 0 and past + rows <= context
-        weights = sum(int(self.engine.cuda.bytes_at(self.addresses[name], int(np.prod(shape)) * np.dtype(
-            TYPES[DataType(dtype)]).itemsize).astype(int).sum()) for name, (shape, dtype, is_input) in tensors.items()
-            if is_input and name not in ("input_ids", "past_length", "num_logits") and not name.startswith("past_"))
-        caches = {}
-        for name in (name for name in tensors if name.startswith("past_") and name != "past_length"):
-            assert self.addresses[name] == self.addresses[name.replace("past_", "present_")], "the cache is in place"
-            caches[name] = self.array(name, (1, 1, context, *tensors[name][0][3:]))[0, 0]
-            assert "num_logits" not in tensors or np.isfinite(caches[name]).all(), "masked, but read"
-            caches[name][past : past + rows] = 0.5 if "_scale_" in name else ids[:, None]
-        cache = caches["past_key_0"][:, 0] * (2 * caches.get("past_key_scale_0", np.array(0.5)))
-        found = [toy_logits([int(token) for token in cache[: past + row + 1]], weights) for row in wanted]
-        self.array("logits", (len(found), VOCAB))[:] = found
-        if "tokens" in tensors:  # INT64, or pairs of INT32, low word first: the same bytes
-            words = self.engine.cuda.bytes_at(self.addresses["tokens"], 8 * len(found)).view("<i8")
-            words[:] = np.argmax(found, axis=1)
+__all__ = ["TYPES", "VOCAB", "make_tensorrt", "toy_logits"]

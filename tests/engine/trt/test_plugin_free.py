@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +23,7 @@ from edge_awq.engine import load_runtime
 from edge_awq.engine.standard import builder, compile_bundle, open_engine
 from edge_awq.engine.standard.compile import DECODE_ROWS, WORK
 from edge_awq.engine.standard.runtimes import RUNTIMES, find_runtime, load
+from edge_awq.engine.trt.plan_cache import compiling
 from edge_awq.errors import EdgeAwqError
 
 RTX_4090 = dataclasses.replace(ORIN, name="RTX 4090", compute_capability=(8, 9), sm_count=128, integrated=False)
@@ -81,7 +84,7 @@ def expected(tokens):
 
 
 def engines(bundle):
-    return sorted(path.name for path in (bundle.path / "engines").glob("*"))
+    return sorted(path.name for path in (bundle.path / "engines").glob("*") if path.suffix != ".kernels")
 
 
 @pytest.mark.parametrize("count", [1, DECODE_ROWS, DECODE_ROWS + 1, CHUNK, CHUNK + 3, len(IDS)])
@@ -129,6 +132,7 @@ def test_tensorrt_rtx_compiles_without_a_gpu_and_for_all(bundle, monkeypatch):
     assert report.passes == {"decode": DECODE_ROWS, "prefill": CHUNK} and report.runtime == "TensorRT-RTX"
     assert engines(bundle) == [report.file.removeprefix("engines/")]
     assert report.file.startswith("engines/tensorrt_rtx-1.7.1-") and f"-context{CONTEXT}-" in report.file
+    assert script["configs"][0].flags == ["user allocation"]  # or a CUDA graph could not be captured
     decode, prefill = script["configs"][0].profiles
     assert decode.shapes == {"input_ids": [(1, 1), (1, 1), (1, 8)], "num_logits": [[1], [1], [8]]}
     assert prefill.shapes == {"input_ids": [(1, 1), (1, CHUNK), (1, CHUNK)], "num_logits": [[1], [1], [1]]}
@@ -253,6 +257,22 @@ def test_failures_in_the_runtimes_own_words(bundle, monkeypatch, script, said):
     if "engine" in script:
         compile_bundle(bundle.path)
     assert said in refusal(bundle, open_engine) and cuda.is_closed
+
+
+def test_two_processes_compile_one_after_the_other(bundle, monkeypatch):
+    """Both would work in the same folder. The second finds what the first one made."""
+    set_up(monkeypatch)
+    folder, notes, reports = bundle.path / "engines", Notes(), []
+    made = bundle.path / compile_bundle(bundle.path).file
+    made.rename(bundle.path / "aside")
+    second = Thread(target=lambda: reports.append(compile_bundle(bundle.path, notes)))
+    with compiling(folder, Notes()):
+        second.start()
+        while not notes.notes and second.is_alive():
+            time.sleep(0.01)
+        (bundle.path / "aside").rename(made)
+    second.join()
+    assert notes.notes == ["another process compiles an engine of this bundle; waiting for it"] and reports == [None]
 
 
 def test_what_a_killed_build_left_is_removed(bundle, monkeypatch):

@@ -95,7 +95,7 @@ class Allocation:
 
 def fake_pycuda(log, failing=None):
     """pycuda.driver as far as it is used; ``failing``: name of a call -> exception."""
-    failing = failing or {}
+    failing = {} if failing is None else failing
 
     def act(name, result=None):
         def call(*arguments):
@@ -122,7 +122,7 @@ def fake_pycuda(log, failing=None):
 def test_primary_context_memory_and_stream():
     log = []
     cuda = PycudaCuda(fake_pycuda(log), FakeDriver(), ORIN)
-    assert cuda.stream == 77 and log == ["init", "retain_primary_context", "push", "Stream"]
+    assert cuda.stream == 77 and log == ["init", "retain_primary_context", "push", "pop", "push", "Stream", "pop"]
     address = cuda.alloc(100)
     assert address == 4096
     cuda.clear(address, 100)
@@ -132,8 +132,23 @@ def test_primary_context_memory_and_stream():
     cuda.launch(cuda.capture(lambda: None))
     cuda.free(address)
     cuda.close()
-    assert log[4:] == ["mem_alloc", "memset_d8_async", "memcpy_htod_async", "pagelocked_zeros", "memcpy_dtoh_async",
-                       "synchronize", "pop", "detach"]
+    cuda.close()
+    assert log[7:] == ["push", "mem_alloc", "pop", "memset_d8_async", "memcpy_htod_async", "push", "pagelocked_zeros",
+                       "pop", "memcpy_dtoh_async", "synchronize", "push", "pop", "push", "synchronize", "detach"]
+
+
+def test_a_lost_gpu_is_left_without_freeing_memory(monkeypatch):
+    """Each piece would be one more complaint of pycuda's on the terminal."""
+    log, freed = [], []
+    failing = {}
+    cuda = PycudaCuda(fake_pycuda(log, failing), FakeDriver(), ORIN)
+    cuda.alloc(100)
+    monkeypatch.setattr(Allocation, "free", freed.append)
+    failing["synchronize"] = LaunchError("lost")
+    with pytest.raises(EdgeAwqError, match="the GPU failed: release of GPU memory: lost"):
+        cuda.close()
+    assert log[-2:] == ["synchronize", "detach"] and not freed
+    cuda.close()
 
 
 @pytest.mark.parametrize(("name", "act"), [
@@ -141,7 +156,7 @@ def test_primary_context_memory_and_stream():
     ("memset_d8_async", lambda cuda: cuda.clear(1, 8)), ("memcpy_htod_async", lambda cuda: cuda.upload(1, np.zeros(1))),
     ("memcpy_dtoh_async", lambda cuda: cuda.download(np.zeros(1), 1)),
     ("mem_get_info", lambda cuda: cuda.free_bytes()), ("pagelocked_zeros", lambda cuda: cuda.host_array((1,), "f4")),
-    ("pop", lambda cuda: cuda.close()),
+    ("detach", lambda cuda: cuda.close()),
 ])
 def test_failures_of_pycuda(name, act):
     for error, said in ((MemoryError_("x"), "out of GPU memory"), (LaunchError("lost"), "the GPU failed")):

@@ -9,12 +9,14 @@ import os
 import numpy as np
 import pytest
 from fake_cuda import ORIN, FakeCuda
+from fake_engine import ACTIVATION_BYTES
 from fake_tensorrt import VOCAB, toy_logits
 from safetensors import safe_open
 from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, check_chat, expected_weights_sum, install, make_bundle
 
 from edge_awq.bundle import Bundle
 from edge_awq.engine.trt import compile_bundle, open_engine, upload
+from edge_awq.engine.trt.cuda import lost
 from edge_awq.errors import EdgeAwqError
 
 IDS = [(7 * place * place + 3) % VOCAB for place in range(2 * CHUNK + 13)]
@@ -54,6 +56,49 @@ def test_one_graph_serves_all_steps(machine):
         assert np.array_equal(engine.step(token), expected(IDS[:place]))
     # The prompt's rest of 6 tokens made a graph; the first step ran as it is, made another, and 19 launched it.
     assert len(cuda.graphs) == 2 and cuda.launched == [2] * 19
+
+
+def test_graphs_of_several_numbers_of_tokens_take_turns(machine):
+    """Each was captured from a context that nothing changes, be it a prompt in between."""
+    engine, cuda = machine
+    engine.prefill(IDS[: CHUNK + 3])
+    text = IDS[: CHUNK + 3]
+    for count in (1, 5, 1, 5, MOST_ROWS, 1, 5, MOST_ROWS):
+        text = [*text, *IDS[:count]]
+        assert np.array_equal(engine.prefill(IDS[:count]), expected(text))
+    engine.truncate(0)
+    assert np.array_equal(engine.prefill(IDS[: CHUNK + 1]), expected(IDS[: CHUNK + 1]))
+    assert len(cuda.graphs) == 4 and cuda.launched == [2, 3, 2, 3, 4, 2]
+
+
+def test_an_engine_of_8_6_whose_contexts_cannot_share_a_profile_runs_without_graphs(bundle, monkeypatch):
+    cuda = install(monkeypatch, version="8.6.2")
+    monkeypatch.setattr("fake_tensorrt.IBuilderConfig.set_preview_feature", lambda *_: None)
+    engine = open_engine(bundle)
+    for place, token in enumerate(IDS[:5], 1):
+        assert np.array_equal(engine.step(token), expected(IDS[:place]))
+    assert not cuda.graphs
+
+
+def test_what_the_driver_cannot_capture_runs_as_it_is(machine, monkeypatch):
+    engine, cuda = machine
+    tried = []
+
+    def refuse(work):
+        tried.append(work)
+        raise lost("cuStreamEndCapture", "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED")
+
+    monkeypatch.setattr(cuda, "capture", refuse)
+    for place, token in enumerate(IDS[:5], 1):
+        assert np.array_equal(engine.step(token), expected(IDS[:place]))
+    assert len(tried) == 1 and not cuda.launched
+
+
+def test_contexts_share_one_memory_for_activations(machine):
+    engine, cuda = machine
+    engine.prefill(IDS[: CHUNK + 3])
+    engine.step(1)
+    assert sum(len(block) == ACTIVATION_BYTES for block in cuda.memory.values()) == 1
 
 
 def test_truncate_then_another_text(machine):
@@ -209,7 +254,7 @@ def test_impossible_arguments(bundle, monkeypatch, options, said):
 
 def test_context_that_does_not_fit_says_what_does(bundle, monkeypatch):
     monkeypatch.setattr("edge_awq.engine.trt.runtime.PIECE_BYTES", 0)
-    weights, logits, a_token = 100 + 80 + 36, MOST_ROWS * VOCAB * 4, 4 * 8 * 2
+    weights, logits, a_token = 100 + 80 + 36 + ACTIVATION_BYTES, MOST_ROWS * VOCAB * 4, 4 * 8 * 2
     cuda = install(monkeypatch, FakeCuda(memory_bytes=weights + logits + a_token * (CONTEXT - 1)))
     assert "a context of 256 tokens" in (text := refusal(bundle, cuda))
     assert "--context 128 fits; with --kv-bits 8" in text
@@ -220,7 +265,7 @@ def test_context_that_does_not_fit_says_what_does(bundle, monkeypatch):
 def test_a_cache_of_bytes_takes_its_scales_into_account(bundle, monkeypatch):
     """Two layers of keys and values of 8 bytes and a scale a token."""
     monkeypatch.setattr("edge_awq.engine.trt.runtime.PIECE_BYTES", 0)
-    fixed, a_token = 100 + 80 + 36 + MOST_ROWS * VOCAB * 4, 4 * (8 + 4)
+    fixed, a_token = 100 + 80 + 36 + ACTIVATION_BYTES + MOST_ROWS * VOCAB * 4, 4 * (8 + 4)
     cuda = install(monkeypatch, FakeCuda(memory_bytes=fixed + a_token * (CONTEXT - 1)))
     assert "--context 128 fits |" in refusal(bundle, cuda, kv_bits=8) + " |"
     install(monkeypatch, FakeCuda(memory_bytes=fixed + a_token * CONTEXT + 1000))
@@ -240,7 +285,7 @@ def test_an_engine_for_each_cache(bundle, monkeypatch):
 
 def test_what_is_said_to_fit_does(bundle, monkeypatch):
     monkeypatch.setattr("edge_awq.engine.trt.runtime.PIECE_BYTES", 0)
-    install(monkeypatch, FakeCuda(memory_bytes=216 + MOST_ROWS * VOCAB * 4 + 64 * (CONTEXT - 1)))
+    install(monkeypatch, FakeCuda(memory_bytes=216 + ACTIVATION_BYTES + MOST_ROWS * VOCAB * 4 + 64 * (CONTEXT - 1)))
     assert np.array_equal(open_engine(bundle, context=128).prefill(IDS[:9]), expected(IDS[:9]))
 
 
@@ -254,7 +299,7 @@ def test_engine_that_does_not_load(bundle, monkeypatch, script, said):
 
 def test_memory_that_runs_out_while_weights_are_uploaded(bundle, monkeypatch):
     cuda = FakeCuda()
-    monkeypatch.setattr(cuda, "free_bytes", iter([1 << 30, *[10] * 9]).__next__)
+    monkeypatch.setattr(cuda, "free_bytes", iter([1 << 30, 1 << 30, *[10] * 9]).__next__)
     assert "out of GPU memory" in refusal(bundle, install(monkeypatch, cuda))
 
 

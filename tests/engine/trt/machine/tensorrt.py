@@ -67,7 +67,7 @@ class Runtime(_scripted.Runtime):
         return ICudaEngine(onnx.load_from_string(bytes(plan)), self.log)  # of any buffer, as the real one takes it
 
 
-class ICudaEngine(fake.ICudaEngine):
+class ICudaEngine(_scripted.ICudaEngine):
     """An engine whose tensors are those of a graph."""
 
     def __init__(self, model, log):
@@ -77,7 +77,7 @@ class ICudaEngine(fake.ICudaEngine):
         super().__init__({"tensors": tensors, "rows": [rows]}, None, log, {})
         self.evaluator, self.outputs = ReferenceEvaluator(model, new_ops=list(OPS)), model.graph.output
 
-    def create_execution_context(self):
+    def new_context(self, kind, cache=None):
         return IExecutionContext(self)
 
 
@@ -86,8 +86,12 @@ def _described(value):
     return tensor.name, tensor.shape, int(tensor.dtype)
 
 
-class IExecutionContext(fake.IExecutionContext):
+class IExecutionContext(_scripted.IExecutionContext):
     """Sizes that vary are those that were set when the work was put on the stream."""
+
+    def set_optimization_profile_async(self, profile, stream):
+        self.profile = profile
+        return True
 
     def execute_async_v3(self, stream):
         assert set(self.addresses) == set(self.engine.tensors), "a tensor has no address"
