@@ -94,6 +94,7 @@ struct State {
   unsigned schedule = 0;
   std::mt19937 coin;
   size_t dynamic_bytes = 0, overrun = 0;  // shared memory the launch asks for, and what a kernel uses beyond that
+  size_t static_bytes = 0;                // what the last launch had of block_shared()
   bool count_conflicts = false;
   int64_t shared_wavefronts = 0, fewest_wavefronts = 0;  // of the last launch, if counted
   std::function<void()> body;
@@ -292,7 +293,7 @@ inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std:
   state.read_bytes = state.written_bytes = state.block_read_bytes = 0;
   state.read.clear();
   state.written.clear();
-  state.overrun = 0;
+  state.overrun = state.static_bytes = 0;
   state.schedule = schedule;
   state.coin.seed(schedule);
   gridDim = {blocks};

@@ -103,14 +103,15 @@ __device__ __forceinline__ uint32_t load_with_line(const T* address) {
 #endif
 }
 
-// The block's shared memory, as a T. One T per kernel.
+// The block's shared memory, as a T. One T per kernel. Whatever T is, 16 bytes of it may be read at once.
 template <class T>
 __device__ __forceinline__ T& block_shared() {
 #ifdef __CUDACC__
-  __shared__ T memory;
+  __shared__ alignas(16) T memory;
   return memory;
 #else
   static_assert(sizeof(T) <= fibers::kStaticSharedBytes);
+  fibers::state.static_bytes = sizeof(T);
   return *reinterpret_cast<T*>(fibers::state.shared);
 #endif
 }

@@ -16,6 +16,7 @@ struct Device {
 // Each returns why it failed, or an empty text.
 std::string current_device(Device& device);
 std::string find_kernel(const char* name, Handle& function, Device& device);
+std::string allow_shared(const char* found, unsigned bytes);  // so much dynamic shared memory for launches of a kernel
 std::string load_kernels();  // all of them, so that no launch has to
 
 }  // namespace edge_awq

@@ -302,6 +302,7 @@ def test_ptx_for_newer_gpus(tmp_path):
     for path in files:
         ptx = path.read_text()
         assert ".target sm_90" in ptx and ".entry" in ptx
+        assert {int(each) for each in re.findall(r"\.shared \.align (\d+)", ptx)} <= {16}, "loads of 16 bytes"
 
 
 @needs_nvrtc

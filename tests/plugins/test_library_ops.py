@@ -64,6 +64,18 @@ def test_matmul_after_a_norm(device, rng, kind):
     assert_product(run_linear(device, matrix, x, **linear), matrix, x, ROUNDINGS, **linear)
 
 
+@pytest.mark.parametrize(("K", "group_size", "rows", "norm"), [
+    (4096, 128, 6, "rms"), (4544, 64, 5, "rms"), (2560, 64, 8, None)], ids=str)
+def test_static_shared_memory_counts_with_the_dynamic(device, rng, K, group_size, rows, norm):
+    """Rows of x that leave none of the 48 KiB which a block has without being asked for."""
+    matrix, x = random_matrix(rng, 16, K, group_size), activations(rng, rows, K)
+    linear = {"norm": norm, "norm_weight": rng.standard_normal(K).astype(np.float32)} if norm else {}
+    assert_product(run_linear(device, matrix, x, **linear), matrix, x, ROUNDINGS, **linear)
+    dynamic = int(device.calls("cuLaunchKernel")[0].split()[-2])
+    assert dynamic <= 48 * 1024
+    assert device.calls("cuFuncSetAttribute") == [f"{device.calls('cuLaunchKernel')[0].split()[0]} 8 {dynamic}"]
+
+
 @pytest.mark.parametrize("rows", [2, 20])
 def test_matmul_with_gate_scale_and_residual(device, rng, rows):
     matrix, x = random_matrix(rng, 2 * 21, 192, 64), activations(rng, rows, 192)
