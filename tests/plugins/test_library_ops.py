@@ -195,6 +195,17 @@ def test_memory_for_counters_is_kept_and_freed(device, rng):
     assert device.driver.fake_allocations() == before
 
 
+def test_counters_of_captured_graphs_stay(device):
+    before = device.driver.fake_allocations()
+    op = device.create("GreedyToken")
+    for rows in (1, 3, 2):
+        op.run([np.zeros((rows, 3), np.float32)], [np.zeros(rows, np.int64)])
+    assert device.calls("cuMemAlloc") == ["4", "12"]
+    assert device.driver.fake_allocations() == before + 2  # a graph of one row may be launched again
+    op.close()
+    assert device.driver.fake_allocations() == before
+
+
 def test_prepare_does_what_a_capture_forbids(device):
     op, logits = device.create("GreedyToken"), np.zeros((2, 3), np.float32)
     assert device.library.edge_awq_prepare(op.handle, tensors([logits]), 1) == 0
