@@ -241,8 +241,8 @@ struct DecodeAttention {
   __device__ __forceinline__ void put(const LanePartial& partial, Partial& shared) const {
     for (int i = 0; i < 4; ++i) {
       const int query = 2 * quarter + i % 2;
-      shared.maximum[query] = partial.maximum[i % 2];
-      shared.sum[query] = partial.sum[i % 2];
+      if (row == 0) shared.maximum[query] = partial.maximum[i % 2];  // every row has the same
+      if (row == 0) shared.sum[query] = partial.sum[i % 2];
       for (int panel = 0; panel < kPanels; ++panel)
         for (int j = 0; j < kProducts; ++j) {
           const int d = kPanelValues * panel + kLaneValues * row + 2 * j + i / 2;

@@ -39,9 +39,11 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks
   __threadfence();
   return last;
 #else
-  if (threadIdx.x == 0) *counter = (*counter + 1) % blocks;  // blocks run one after another
+  bool& last = fibers::state.is_last;
   __syncthreads();
-  return *counter == 0;
+  if (threadIdx.x == 0) last = fibers::arrive(counter, blocks);
+  __syncthreads();
+  return last;
 #endif
 }
 

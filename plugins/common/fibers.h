@@ -17,8 +17,34 @@
 #include <numeric>
 #include <random>
 #include <set>
+#include <string>
 #include <unordered_set>
 #include <vector>
+
+#ifdef __SANITIZE_THREAD__
+#include "races.h"
+#else
+namespace fibers::races {  // nothing is watched
+enum class Kind { kRead, kAtomic, kCopyStarts, kCopyLands };
+constexpr bool kWatched = false;
+struct Outside {
+  Outside() {}
+};
+using Inside = Outside;
+struct Range {
+  const char* begin;
+  size_t bytes;
+};
+inline void begin_launch() {}
+inline void begin_block(unsigned, Range, Range) {}
+inline void pass_barrier() {}
+inline void resume(unsigned, const char*, size_t) {}
+inline void arrive(const void*, bool) {}
+inline void access(const void*, size_t, Kind) {}
+inline bool is_there(const void*, const void*, size_t) { return false; }
+inline std::string found() { return {}; }
+}  // namespace fibers::races
+#endif
 
 #define __global__
 #define __device__
@@ -86,6 +112,7 @@ struct State {
   std::vector<Barrier> warps;
   Barrier block;
   int current = 0, finished = 0;
+  bool is_last = false;  // whether the block was the last at the counter that it has come to
   long events = 0;  // barriers released and fibers finished; a round without any is a deadlock
   int64_t streamed_bytes = 0;  // of the last launch, counted by what loads them
   bool count_traffic = false;
@@ -110,9 +137,11 @@ inline void release_if_complete(Barrier& barrier) {
   barrier.arrived = 0;
   ++barrier.releases;
   ++state.events;
+  if (&barrier == &state.block) races::pass_barrier();
 }
 
 inline void wait(Barrier& barrier) {
+  const races::Outside outside;
   const int before = barrier.releases;
   ++barrier.arrived;
   release_if_complete(barrier);
@@ -123,7 +152,10 @@ inline void wait_for_block() { wait(state.block); }
 inline void wait_for_warp() { wait(state.warps[state.current / kWarpSize]); }
 
 inline void copy(void* to, const void* from, size_t bytes) {
-  const bool at_once = state.schedule == 1 || (state.schedule > 1 && state.coin() % 2);
+  const races::Outside outside;
+  races::access(to, bytes, races::Kind::kCopyStarts);
+  if (from) races::access(from, bytes, races::Kind::kRead);
+  const bool at_once = !races::kWatched && (state.schedule == 1 || (state.schedule > 1 && state.coin() % 2));
   if (at_once) {
     Copy{to, from, bytes}.land();
   } else {
@@ -132,16 +164,38 @@ inline void copy(void* to, const void* from, size_t bytes) {
 }
 
 inline void commit_copies() {
+  const races::Outside outside;
   self().groups.push_back(std::move(self().uncommitted));
   self().uncommitted.clear();
 }
 
 inline void wait_for_copies(size_t pending) {
+  const races::Outside outside;
   for (; self().groups.size() > pending; self().groups.pop_front())
-    for (const Copy& each : self().groups.front()) each.land();
+    for (const Copy& each : self().groups.front()) {
+      races::access(each.to, each.bytes, races::Kind::kCopyLands);
+      each.land();
+    }
+}
+
+// A word that threads add to one after the other: what `add` does to it is one access.
+template <class Add>
+auto one_at_a_time(void* address, const Add& add) {
+  const races::Outside outside;
+  races::access(address, sizeof(uint32_t), races::Kind::kAtomic);
+  return add();
+}
+
+// This block has come to a counter, and everything that it did before has happened for those who see it there.
+inline bool arrive(unsigned* counter, unsigned blocks) {
+  const races::Outside outside;
+  *counter = (*counter + 1) % blocks;  // blocks run one after another
+  races::arrive(counter, *counter == 0);
+  return *counter == 0;
 }
 
 inline void note_access(const void* address, size_t bytes) {
+  const races::Outside outside;
   if (!state.count_conflicts) return;
   const auto offset = static_cast<const unsigned char*>(address) - state.shared;
   self().accesses.push_back({static_cast<uint32_t>(offset), static_cast<uint32_t>(bytes)});
@@ -150,15 +204,18 @@ inline void note_access(const void* address, size_t bytes) {
 // Small tensors that blocks share are in the L2 cache, so every place counts once; of large ones what warps of a block
 // share is in its L1, so every place counts once per block.
 inline void note_read(const void* address, size_t bytes) {
+  const races::Outside outside;
   if (state.count_traffic && state.read.insert(address).second) state.read_bytes += static_cast<int64_t>(bytes);
 }
 
 inline void note_block_read(const void* address, size_t bytes) {
+  const races::Outside outside;
   if (state.count_traffic && state.block_read.insert(address).second)
     state.block_read_bytes += static_cast<int64_t>(bytes);
 }
 
 inline void note_written(const void* address, size_t bytes) {
+  const races::Outside outside;
   if (state.count_traffic && state.written.insert(address).second) state.written_bytes += static_cast<int64_t>(bytes);
 }
 
@@ -191,11 +248,13 @@ class Exchange {
  public:
   explicit Exchange(const T& mine) : turn_(self().turn), warp_(state.current / kWarpSize * kWarpSize) {
     static_assert(sizeof(T) <= kSlotBytes);
+    const races::Outside outside;
     self().turn ^= 1;
     std::memcpy(self().slots[turn_], &mine, sizeof(T));
     wait_for_warp();
   }
   T operator[](int lane) const {
+    const races::Outside outside;
     T value;
     std::memcpy(&value, state.fibers[warp_ + lane].slots[turn_], sizeof(T));
     return value;
@@ -206,7 +265,10 @@ class Exchange {
 };
 
 inline void run_body() {
-  state.body();
+  {
+    const races::Inside inside;
+    state.body();
+  }
   self().finished = true;
   ++state.finished;
   ++state.events;
@@ -259,6 +321,7 @@ class Schedule {
 inline void resume(int thread) {
   if (state.fibers[thread].finished) return;
   state.current = thread;
+  races::resume(static_cast<unsigned>(thread), self().stack.get(), kStackBytes);
   threadIdx.x = static_cast<unsigned>(thread);
   swapcontext(&state.scheduler, &self().context);
 }
@@ -277,6 +340,8 @@ inline void run_warp(int warp, int threads, Schedule& lanes) {
 inline Outcome run_block(int threads, Schedule& warps, Schedule& lanes) {
   std::memset(state.shared, 0xff, kSharedBytes);  // NaN as half and as float, -1 as an integer
   start_fibers(threads);
+  const auto* const shared = reinterpret_cast<const char*>(state.shared);
+  races::begin_block(blockIdx.x, {reinterpret_cast<const char*>(&state), sizeof state}, {shared, kSharedBytes});
   state.block_read.clear();
   while (state.finished < threads) {
     const long events_before = state.events;
@@ -295,6 +360,7 @@ inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std:
   state.written.clear();
   state.overrun = state.static_bytes = 0;
   state.schedule = schedule;
+  races::begin_launch();
   state.coin.seed(schedule);
   gridDim = {blocks};
   blockDim = {threads};

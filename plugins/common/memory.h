@@ -52,6 +52,7 @@ template <class T>
 __device__ __forceinline__ void store_global(T* address, const T& value) {
 #ifndef __CUDACC__
   fibers::note_written(address, sizeof(T));
+  if (fibers::races::is_there(address, &value, sizeof(T))) return;
 #endif
   *address = value;
 }
@@ -149,9 +150,7 @@ __device__ __forceinline__ uint32_t add_shared(uint32_t* address, uint32_t value
 #ifdef __CUDACC__
   return atomicAdd(address, value);
 #else
-  const uint32_t before = *address;  // a fiber runs until it waits
-  *address += value;
-  return before;
+  return fibers::one_at_a_time(address, [&] { return (*address += value) - value; });
 #endif
 }
 
