@@ -32,7 +32,8 @@ std::string read_device(Device& device) {
   if (const int status = d.get_context_device(&id)) return driver_error("cuCtxGetDevice", status);
   for (const auto& [attribute, value] : {std::pair{DeviceAttribute::kMajor, &major},
                                          std::pair{DeviceAttribute::kMinor, &minor},
-                                         std::pair{DeviceAttribute::kMultiprocessors, &device.multiprocessors}})
+                                         std::pair{DeviceAttribute::kMultiprocessors, &device.multiprocessors},
+                                         std::pair{DeviceAttribute::kIntegrated, &device.is_integrated}})
     if (const int status = d.get_device_attribute(value, static_cast<int>(attribute), id))
       return driver_error("cuDeviceGetAttribute", status);
   device.compute_capability = 10 * major + minor;
@@ -117,6 +118,13 @@ std::string load_kernel(Context& context, const KernelName& name, Handle& functi
 }
 
 }  // namespace
+
+std::vector<int> Device::all_multiprocessors() const {
+  const int most = compute_capability == 87 ? 16 : 20;  // AGX Orin, AGX Thor
+  std::vector<int> all = {multiprocessors};
+  for (int count = 2; is_integrated && count <= most; count += 2) all.push_back(count);
+  return all;
+}
 
 std::string current_device(Device& device) {
   const std::lock_guard lock(mutex);

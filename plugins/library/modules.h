@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "driver.h"
 
@@ -11,6 +12,10 @@ namespace edge_awq {
 struct Device {
   int compute_capability = 0;  // 87 for 8.7
   int multiprocessors = 0;
+  int is_integrated = 0;  // a Jetson's
+
+  // How many there may be where an engine runs that was built here: a Jetson's power modes turn some off, two at a time.
+  std::vector<int> all_multiprocessors() const;
 };
 
 // Each returns why it failed, or an empty text.

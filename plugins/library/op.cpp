@@ -53,7 +53,7 @@ std::string Op::prepare(const Shape* shapes) {
 std::string Op::enqueue(const Call& call) {
   if (std::string reason = check(call.shapes); !reason.empty()) return reason;
   if (std::string reason = zeroed_.reserve(zeroed_bytes(call.shapes)); !reason.empty()) return reason;
-  if (workspace_bytes(call.shapes) > 0 && !call.workspace) return "workspace is null";
+  if (!call.workspace && workspace_bytes(call.shapes) > 0) return "workspace is null";
   return launch(call);
 }
 

@@ -98,7 +98,7 @@ class Op {
   virtual std::string check() const = 0;
   virtual std::string check(const Shape* shapes) const = 0;
 
-  // For these shapes and all smaller ones.
+  // For these shapes and all smaller ones; workspace on all_multiprocessors() as well.
   virtual size_t workspace_bytes(const Shape*) const { return 0; }
   virtual size_t zeroed_bytes(const Shape*) const { return 0; }
 

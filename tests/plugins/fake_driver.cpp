@@ -181,7 +181,8 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
   *value = attribute == kMajor   ? capability / 10
            : attribute == kMinor ? capability % 10
            : attribute == kMultiprocessors ? fake.settings["multiprocessors"]
-                                         : attribute != kIntegrated;
+           : attribute == kIntegrated      ? fake.settings["integrated"]
+                                         : 1;
   return outcome("cuDeviceGetAttribute");
 }
 

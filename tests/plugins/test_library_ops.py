@@ -286,3 +286,23 @@ def test_numbers_of_tensors_and_output_shapes_are_checked(device):
         op.run(matmul_inputs(), [])
     with pytest.raises(KernelError, match=r"y has shape \[1, 9\], not \[1, 8\]"):
         op.run(matmul_inputs(), [np.zeros((1, 9), np.float16)])
+
+
+def test_workspace_is_enough_in_every_power_mode(device):
+    """An engine is built in one; in another there are fewer multiprocessors, or more, and other splits."""
+    matmul = device.create("Int4MatMul", K=4096, N=4096, group_size=128)
+    attention = device.create("CachedAttention", **ATTENTION | {"has_slopes": 0})
+    x, cache, table = np.empty((300, 4096), np.float16), np.empty((1, 2, 2048, 64), np.float16), np.empty((2048, 32))
+    weights = [np.empty((4096, columns), np.int8) for columns in (2048, 32, 16)]
+    q, kv = np.empty((1, 1, 256), np.float16), np.empty((1, 1, 128), np.float16)
+    wanted = {}
+    for integrated in (0, 1):
+        for count in (16, 12, 8, 6, 4):
+            device.reset(multiprocessors=count, integrated=integrated)
+            wanted[integrated, count] = (
+                matmul.workspace_bytes(x, *weights),
+                attention.workspace_bytes(q, kv, kv, cache, cache, np.zeros(1, np.int64), table, table))
+    for which in (0, 1):
+        alone = [wanted[0, count][which] for count in (16, 12, 8, 6, 4)]
+        assert len(set(alone)) > 1
+        assert min(wanted[1, count][which] for count in (16, 12, 8, 6, 4)) >= max(alone)
