@@ -148,8 +148,8 @@ SMALL_KERNELS = {  # bound by latency: widths of loads
     "argmax": {"32", "64"},  # logits, candidates
     "sample": {"128", "32", "64"},  # logits, those before and after; the seed
     "read_sum": {"128.CONSTANT"},
-    "append_kv": {"U16", "32"},
-    "append_kv8": {"U16", "32"},
+    "append_kv": {"U16", "32", "64"},  # the length
+    "append_kv8": {"U16", "32", "64"},
 }
 
 
