@@ -15,8 +15,9 @@ __device__ __forceinline__ int at_least(int value, int least) { return value > l
 // How many tokens there were before. What cannot be counts as a full cache, where nothing is written: an engine's builder
 // measures with whatever its memory holds.
 __device__ __forceinline__ int past_tokens(const DecodeAttentionArguments& a) {
-  const int64_t past = load_global(a.past_length);
-  return past >= 0 && past < a.capacity ? static_cast<int>(past) : a.capacity;
+  using Unsigned = unsigned long long;  // in which what is below zero is too large: one comparison
+  const Unsigned past = static_cast<Unsigned>(load_global(a.past_length));
+  return past < static_cast<Unsigned>(a.capacity) ? static_cast<int>(past) : a.capacity;
 }
 
 // Value d of a head, rotated to a position: pairs lie rotary_size / 2 apart.

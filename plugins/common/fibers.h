@@ -66,7 +66,7 @@ constexpr size_t kSharedBytes = 227 * 1024;  // the most a block may have on any
 constexpr size_t kStaticSharedBytes = 48 * 1024;  // of these, the most for block_shared(); the rest is dynamic_shared()
 constexpr size_t kSlotBytes = 64;            // the largest value lanes exchange
 
-enum class Outcome { kFinished, kDeadlock };
+enum class Outcome { kFinished, kDeadlock, kLanesMissing };
 
 struct Barrier {
   int expected = 0, arrived = 0, releases = 0;
@@ -113,6 +113,7 @@ struct State {
   Barrier block;
   int current = 0, finished = 0;
   bool is_last = false;  // whether the block was the last at the counter that it has come to
+  bool lanes_missing = false;  // in a warp that exchanged values or multiplied: on a GPU that is undefined
   long events = 0;  // barriers released and fibers finished; a round without any is a deadlock
   int64_t streamed_bytes = 0;  // of the last launch, counted by what loads them
   bool count_traffic = false;
@@ -242,13 +243,14 @@ inline void count_wavefronts(int threads) {
   }
 }
 
-// What the lanes of this warp passed in, by lane. A lane that has finished shows its last value.
+// What the lanes of this warp passed in, by lane. None may have finished.
 template <class T>
 class Exchange {
  public:
   explicit Exchange(const T& mine) : turn_(self().turn), warp_(state.current / kWarpSize * kWarpSize) {
     static_assert(sizeof(T) <= kSlotBytes);
     const races::Outside outside;
+    if (state.warps[warp_ / kWarpSize].expected < kWarpSize) state.lanes_missing = true;
     self().turn ^= 1;
     std::memcpy(self().slots[turn_], &mine, sizeof(T));
     wait_for_warp();
@@ -272,6 +274,7 @@ inline void run_body() {
   self().finished = true;
   ++state.finished;
   ++state.events;
+  if (state.warps[state.current / kWarpSize].arrived > 0) state.lanes_missing = true;
   for (Barrier* barrier : {&state.block, &state.warps[state.current / kWarpSize]}) {
     --barrier->expected;  // as on a GPU: nobody waits for a thread that has returned
     release_if_complete(*barrier);
@@ -359,6 +362,7 @@ inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std:
   state.read.clear();
   state.written.clear();
   state.overrun = state.static_bytes = 0;
+  state.lanes_missing = false;
   state.schedule = schedule;
   races::begin_launch();
   state.coin.seed(schedule);
@@ -371,7 +375,7 @@ inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std:
     blockIdx.x = block;
     if (run_block(static_cast<int>(threads), warps, lanes) == Outcome::kDeadlock) return Outcome::kDeadlock;
   }
-  return Outcome::kFinished;
+  return state.lanes_missing ? Outcome::kLanesMissing : Outcome::kFinished;
 }
 
 }  // namespace fibers

@@ -76,7 +76,7 @@ Arguments copy_arguments(const void* from) {
 bool has_room(const Recorded& launch, size_t static_bytes) {
   const size_t all = launch.shared_bytes + static_bytes;
   const int capability = fake.settings["compute_capability"];
-  const size_t most = capability >= 90 ? 227 : capability == 86 || capability == 89 || capability >= 120 ? 99 : 163;
+  const size_t most = capability == 86 || capability == 89 || capability >= 120 ? 99 : capability >= 90 ? 227 : 163;
   const auto allowed = fake.allowed.find(launch.kernel);
   if (all > most * 1024) return false;
   return allowed == fake.allowed.end() ? all <= kSharedWithoutAsking : launch.shared_bytes <= allowed->second;

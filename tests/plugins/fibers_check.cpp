@@ -47,6 +47,12 @@ __global__ void stuck() {
   __syncthreads();
 }
 
+// A lane returns before its warp exchanges values.
+__global__ void leave(int* results) {
+  if (threadIdx.x == 5) return;
+  results[threadIdx.x] = edge_awq::shuffle_xor(static_cast<int>(threadIdx.x), 1);
+}
+
 // Ways in which threads meet in memory, a right one and wrong ones that give right results on fibers.
 enum class Meeting {
   kBarrier, kShuffleAlone, kWriteAfterRead, kCopy, kCopyNotWaitedFor, kCopyOverWhatIsRead, kAdditions,
@@ -133,6 +139,10 @@ void check_product_of_registers(const void* a, const void* b, void* d) {
 
 void check_matrices(const edge_awq::Vector* rows, edge_awq::Vector* registers, int is_transposed) {
   fibers::launch(1, 32, 0, [&] { matrices(rows, registers, is_transposed != 0); });
+}
+
+int check_leave(int* results, unsigned schedule) {
+  return static_cast<int>(fibers::launch(1, 32, schedule, [&] { leave(results); }));
 }
 
 int check_stuck(unsigned schedule) {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kernel_harness import SCHEDULES, build_kernels, library, need_compiler
 
-FINISHED, DEADLOCK = 0, 1
+FINISHED, DEADLOCK, LANES_MISSING = 0, 1, 2
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,13 @@ def test_a_missing_barrier_shows(checks):
 def test_threads_that_wait_for_each_other_are_reported(checks, schedule):
     assert checks.check_stuck(schedule) == DEADLOCK
     np.testing.assert_array_equal(*sums(checks, schedule, has_barrier=True))  # and the next launch is a clean one
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_exchanges_without_all_lanes_are_reported(checks, schedule):
+    results = np.zeros(32, np.int32)
+    assert checks.check_leave(address(results), schedule) == LANES_MISSING
+    np.testing.assert_array_equal(*sums(checks, schedule, has_barrier=True))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
