@@ -26,8 +26,8 @@ MEETINGS = {
     "no_counter": r"thread 0 of block 1 reads what was written by thread 0 of block 0, address \d+",
 }
 # Every kernel, threads in several orders.
-EVERY_KERNEL = ("order_of_threads or test_ties or test_the_first_of_equals_wins or test_integers or test_halves or "
-                "test_a_wide_head_with_many_query_rows")
+EVERY_KERNEL = ("order_of_threads or test_ties or test_what_is_kept or test_the_first_of_equals_wins or "
+                "test_integers or test_halves or test_a_wide_head_with_many_query_rows")
 
 pytestmark = pytest.mark.skipif(
     "clang" in os.environ.get("CXX", ""), reason="races.h answers the calls that g++ makes")
