@@ -25,7 +25,7 @@
 #include "races.h"
 #else
 namespace fibers::races {  // nothing is watched
-enum class Kind { kRead, kAtomic, kCopyStarts, kCopyLands };
+enum class Kind { kRead, kReadOnly, kAtomic, kCopyStarts, kCopyLands };
 constexpr bool kWatched = false;
 struct Outside {
   Outside() {}
@@ -207,6 +207,12 @@ inline void note_access(const void* address, size_t bytes) {
 inline void note_read(const void* address, size_t bytes) {
   const races::Outside outside;
   if (state.count_traffic && state.read.insert(address).second) state.read_bytes += static_cast<int64_t>(bytes);
+}
+
+// Through the read-only path.
+inline void note_constant(const void* address, size_t bytes) {
+  const races::Outside outside;
+  races::access(address, bytes, races::Kind::kReadOnly);
 }
 
 inline void note_block_read(const void* address, size_t bytes) {

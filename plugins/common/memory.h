@@ -17,6 +17,7 @@ __device__ __forceinline__ Vector load_streamed(const void* address) {
   return value;
 #else
   fibers::state.streamed_bytes += sizeof(Vector);
+  fibers::note_constant(address, sizeof(Vector));
   return *static_cast<const Vector*>(address);
 #endif
 }
@@ -63,6 +64,7 @@ __device__ __forceinline__ T load_constant(const T* address) {
 #ifdef __CUDACC__
   return __ldg(address);
 #else
+  fibers::note_constant(address, sizeof(T));
   return *address;
 #endif
 }
@@ -78,6 +80,7 @@ __device__ __forceinline__ Vector load_constant<Vector>(const Vector* address) {
   const uint4 value = __ldg(reinterpret_cast<const uint4*>(address));
   return {value.x, value.y, value.z, value.w};
 #else
+  fibers::note_constant(address, sizeof(Vector));
   return *address;
 #endif
 }
@@ -97,6 +100,7 @@ __device__ __forceinline__ uint32_t load_with_line(const T* address) {
   }
   return value;
 #else
+  fibers::note_constant(address, sizeof(T));
   T value = *address;
   uint32_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);

@@ -4,7 +4,8 @@
 //
 // What orders two accesses: in a block a barrier of all its threads; from block to block arrival at a counter, for the
 // one that is last. Shuffles and tensor-core products order nothing, as on a GPU. An asynchronous copy writes from the
-// moment it is asked for until its thread has waited for it. Included by fibers.h.
+// moment it is asked for until its thread has waited for it. What the kernel itself has written is not to be read through
+// the read-only path at all. Included by fibers.h.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,7 @@
 
 namespace fibers::races {
 
-enum class Kind { kRead, kWrite, kRepeats, kAtomic, kCopyStarts, kCopyLands };
+enum class Kind { kRead, kReadOnly, kWrite, kRepeats, kAtomic, kCopyStarts, kCopyLands };
 constexpr bool kWatched = true;
 constexpr unsigned kAtomic = 1023;  // who adds, whichever thread: no block has so many
 constexpr size_t kPageBytes = 4096;
@@ -121,6 +122,9 @@ inline void report(const char* what, const Who& then, const Who& now, const char
 
 inline void touch(Byte& byte, const char* address, Kind kind, bool is_shared) {
   const Who now{watch.now.block, kind == Kind::kAtomic ? kAtomic : watch.now.thread, watch.now.time};
+  if (kind == Kind::kReadOnly && byte.write.block != ~0u)
+    report("reads, past what keeps caches in step, what was written by", byte.write, now, address, is_shared);
+  if (kind == Kind::kReadOnly) kind = Kind::kRead;
   if (kind == Kind::kRepeats) byte.write = now;
   if (kind == Kind::kRepeats) return;
   if (is_shared && byte.write.block != now.block) byte.is_pending = false;

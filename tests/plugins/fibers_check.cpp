@@ -56,7 +56,7 @@ __global__ void leave(int* results) {
 // Ways in which threads meet in memory, a right one and wrong ones that give right results on fibers.
 enum class Meeting {
   kBarrier, kShuffleAlone, kWriteAfterRead, kCopy, kCopyNotWaitedFor, kCopyOverWhatIsRead, kAdditions,
-  kReadDuringAdditions, kCounter, kNoCounter
+  kReadDuringAdditions, kCounter, kNoCounter, kConstant, kWrittenConstant
 };
 
 // Neighbours' values by way of shared memory.
@@ -100,11 +100,18 @@ __device__ void meet_in_a_grid(Meeting meeting, uint32_t* results, unsigned* cou
   if (is_last && threadIdx.x == 0) results[gridDim.x] = results[0];
 }
 
+// What every thread reads through the read-only path.
+__device__ void meet_constants(Meeting meeting, const uint32_t* values, uint32_t* results) {
+  results[threadIdx.x] = 1;
+  results[threadIdx.x] = edge_awq::load_constant(meeting == Meeting::kConstant ? values : results + threadIdx.x);
+}
+
 __global__ void meet(Meeting meeting, const edge_awq::Vector* values, edge_awq::Vector* results, unsigned* counter) {
   const auto words = reinterpret_cast<uint32_t*>(results);
   if (meeting < Meeting::kAdditions) return meet_in_a_block(meeting, values, results);
   if (meeting < Meeting::kCounter) return add(meeting, words);
-  meet_in_a_grid(meeting, words, counter);
+  if (meeting < Meeting::kConstant) return meet_in_a_grid(meeting, words, counter);
+  meet_constants(meeting, reinterpret_cast<const uint32_t*>(values), words);
 }
 
 }  // namespace
@@ -115,7 +122,7 @@ extern "C" {
 const char* check_meeting(int meeting, const edge_awq::Vector* values, edge_awq::Vector* results, unsigned* counter) {
   static std::string found;
   const auto kind = static_cast<Meeting>(meeting);
-  fibers::launch(kind < Meeting::kCounter ? 1 : 2, 64, 0, [&] { meet(kind, values, results, counter); });
+  fibers::launch(kind == Meeting::kCounter || kind == Meeting::kNoCounter ? 2 : 1, 64, 0, [&] { meet(kind, values, results, counter); });
   found = fibers::races::found();
   return found.c_str();
 }

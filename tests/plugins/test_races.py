@@ -24,6 +24,8 @@ MEETINGS = {
     "read_during_additions": r"thread .* reads what was written by an addition",
     "counter": None,
     "no_counter": r"thread 0 of block 1 reads what was written by thread 0 of block 0, address \d+",
+    "constant": None,
+    "written_constant": r"thread (\d+) of block 0 reads, past what keeps caches in step, what was written by thread \1 of",
 }
 # Every kernel, threads in several orders.
 EVERY_KERNEL = ("order_of_threads or test_ties or test_what_is_kept or test_the_first_of_equals_wins or "
