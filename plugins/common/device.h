@@ -69,8 +69,8 @@ __device__ __forceinline__ void let_next_kernel_start() {
 //   a[i]: row (row + 8 * (i % 2)), k (2 * pair + 8 * (i / 2)) and the next
 //   b[i]: k (2 * pair + 8 * i) and the next, column row
 //   d[i]: row (row + 8 * (i / 2)), column (2 * pair + i % 2)
-// A GPU adds the exact products in an order of its own and cuts the sum to fp32, where this rounds after each. Volatile,
-// so that no compiler moves it to where its result is needed: the lanes there may not be all.
+// A GPU adds the exact products in an order of its own and cuts the sum to fp32, where this rounds after each.
+// Volatile, so that no compiler moves it to where its result is needed: the lanes there may not be all.
 __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const HalfPair (&a)[4], const HalfPair (&b)[2]) {
 #ifdef __CUDACC__
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "

@@ -1,11 +1,11 @@
-// Races that a GPU may lose and that fibers hide, since one runs at a time: two threads at one byte, one of them writing,
-// with nothing between that makes the other wait. A build for this has -fsanitize=thread, for the compiler's calls at
-// every load and store; their bodies are here, and no library of that name is linked.
+// Races that a GPU may lose and that fibers hide, since one runs at a time: two threads at one byte, one of them
+// writing, with nothing between that makes the other wait. A build for this has -fsanitize=thread, for the compiler's
+// calls at every load and store; their bodies are here, and no library of that name is linked.
 //
 // What orders two accesses: in a block a barrier of all its threads; from block to block arrival at a counter, for the
 // one that is last. Shuffles and tensor-core products order nothing, as on a GPU. An asynchronous copy writes from the
-// moment it is asked for until its thread has waited for it. What the kernel itself has written is not to be read through
-// the read-only path at all. Included by fibers.h.
+// moment it is asked for until its thread has waited for it. What the kernel itself has written is not to be read
+// through the read-only path at all. Included by fibers.h.
 #pragma once
 
 #include <cstdint>
@@ -164,7 +164,8 @@ EDGE_AWQ_UNWATCHED inline void access_if_on(const void* place, size_t bytes, Kin
   access(place, bytes, kind);
 }
 
-// Whether a place has these bytes already: then a thread may write them, and read what it has written, whoever else does.
+// Whether a place has these bytes already: then a thread may write them, and read what it has written, whoever else
+// does.
 inline bool is_there(const void* place, const void* value, size_t bytes) {
   const Outside outside;
   const bool is = std::memcmp(place, value, bytes) == 0;

@@ -144,7 +144,7 @@ std::string find_kernel(const char* name, Handle& function, Device& device) {
   return std::string("this library has no kernel ") + name;
 }
 
-// Asked for whatever is asked for: a kernel may have 48 KiB without, less what it has of static shared memory. Never less
+// However little is asked for: a kernel may have 48 KiB without, less what it has of static shared memory. Never less
 // than before, since another thread may be about to launch with that.
 std::string allow_shared(const char* found, unsigned bytes) {
   const std::lock_guard lock(mutex);

@@ -14,7 +14,7 @@ struct Device {
   int multiprocessors = 0;
   int is_integrated = 0;  // a Jetson's
 
-  // How many there may be where an engine runs that was built here: a Jetson's power modes turn some off, two at a time.
+  // How many there may be where an engine runs that was built here: a Jetson's power modes turn some off, in pairs.
   std::vector<int> all_multiprocessors() const;
 };
 

@@ -27,7 +27,8 @@ __global__ void product(const edge_awq::HalfPair* a, const edge_awq::HalfPair* b
 }
 
 // One warp: each lane's registers as they are given.
-__global__ void product_of_registers(const edge_awq::HalfPair (*a)[4], const edge_awq::HalfPair (*b)[2], float (*d)[4]) {
+__global__ void product_of_registers(const edge_awq::HalfPair (*a)[4], const edge_awq::HalfPair (*b)[2],
+                                     float (*d)[4]) {
   edge_awq::multiply_16x8x16(d[threadIdx.x], a[threadIdx.x], b[threadIdx.x]);
 }
 
@@ -122,7 +123,8 @@ extern "C" {
 const char* check_meeting(int meeting, const edge_awq::Vector* values, edge_awq::Vector* results, unsigned* counter) {
   static std::string found;
   const auto kind = static_cast<Meeting>(meeting);
-  fibers::launch(kind == Meeting::kCounter || kind == Meeting::kNoCounter ? 2 : 1, 64, 0, [&] { meet(kind, values, results, counter); });
+  const unsigned blocks = kind == Meeting::kCounter || kind == Meeting::kNoCounter ? 2 : 1;
+  fibers::launch(blocks, 64, 0, [&] { meet(kind, values, results, counter); });
   found = fibers::races::found();
   return found.c_str();
 }

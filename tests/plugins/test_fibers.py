@@ -59,8 +59,8 @@ def test_tensor_core_product(checks, schedule):
     np.testing.assert_array_equal(c, a.astype(np.float32) @ b.astype(np.float32))  # small integers: exact
 
 
-# Where lanes hold what, as the PTX ISA has it ("Matrix fragments for mma.m16n8k16 with floating point type", "ldmatrix"),
-# written down from there and not from device.h: element i of a lane's registers, two to a register, the low half first.
+# Where lanes hold what, as the PTX ISA has it ("Matrix fragments for mma.m16n8k16 with floating point type" and
+# "ldmatrix"), and not as device.h does: element i of a lane's registers, two to a register, the low half first.
 LANE = np.arange(32)[:, None]
 GROUP, IN_GROUP = LANE >> 2, LANE % 4
 

@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 # As fibers_check.cpp numbers them, and what is found.
 MEETINGS = {
     "barrier": None,
-    "shuffle_alone": r"thread \d+ of block 0 reads what was written by thread \d+ of block 0, byte \d+ of shared memory",
+    "shuffle_alone": r"thread \d+ of block 0 reads what was written by thread \d+ of block 0, byte \d+ of shared",
     "write_after_read": "thread .* (reads|writes) what was (written|read) by thread",
     "copy": None,
     "copy_not_waited_for": r"thread .* is at what is being copied for thread",
@@ -25,7 +25,7 @@ MEETINGS = {
     "counter": None,
     "no_counter": r"thread 0 of block 1 reads what was written by thread 0 of block 0, address \d+",
     "constant": None,
-    "written_constant": r"thread (\d+) of block 0 reads, past what keeps caches in step, what was written by thread \1 of",
+    "written_constant": r"thread (\d+) of block 0 reads, past what keeps caches in step, what was written by thread \1",
 }
 # Every kernel, threads in several orders.
 EVERY_KERNEL = ("order_of_threads or test_ties or test_what_is_kept or test_the_first_of_equals_wins or "
