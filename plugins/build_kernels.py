@@ -96,27 +96,35 @@ def build_cubins(folder: Path, architectures: Sequence[str] = (*ARCHITECTURES, P
     return written
 
 
-def build_cpu(folder: Path) -> Path:
+def build_cpu(folder: Path, watched: bool = False) -> Path:
     """The library of all kernels for the CPU (``harness.cpp``).
+
+    Args:
+        watched: launches with races fail (``common/races.h``), and take some ten times as long.
 
     Raises:
         BuildError: as compile_cpp() does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    return compile_cpp(HERE / "harness.cpp", folder / HARNESS)
+    return compile_cpp(HERE / "harness.cpp", folder / HARNESS, watched)
 
 
-def compile_cpp(source: Path, library: Path) -> Path:
-    """A shared library from one C++17 source that runs kernels on fibers, with ``$CXX`` or g++.
+def compile_cpp(source: Path, library: Path, watched: bool = False) -> Path:
+    """A shared library from one C++17 source that runs kernels on fibers, with ``$CXX`` or g++; ``watched``: for races.
 
     Raises:
         BuildError: there is no compiler, or it refuses the source.
     """
     compiler = os.environ.get("CXX", "g++")
-    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"]
+    unlinked = library.with_suffix(".o")
+    commands = [[*options, "-shared", source, "-o", library]]
+    if watched:  # not in one, which would link the compiler's own library for this
+        commands = [[*options, "-fsanitize=thread", "-c", source, "-o", unlinked],
+                    ["-shared", "-Wl,--no-undefined", unlinked, "-o", library, "-ldl"]]
     try:
-        subprocess.run([compiler, *options, "-shared", "-fPIC", source, "-o", library],
-                       check=True, capture_output=True, text=True)
+        for command in commands:
+            subprocess.run([compiler, *command], check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise BuildError(f"no C++ compiler: {compiler} is not installed") from error
     except subprocess.CalledProcessError as error:

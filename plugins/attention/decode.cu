@@ -89,7 +89,7 @@ struct DecodeAttention {
   const int slices = tiles >= kMinWarps ? 1 : kMinWarps / tiles;  // warps that share a tile
   const int tile = warp / slices, slice = warp % slices;          // warps past the last tile only help to load
 
-  const int past = static_cast<int>(load_global(a.past_length)), length = at_most(past + a.tokens, a.capacity);
+  const int past = past_tokens(a), length = at_most(past + a.tokens, a.capacity);
   const int first_visible = a.window && past + 1 > a.window ? past + 1 - a.window : 0;
   const int key_tiles = (length - first_visible + kKeyTile - 1) / kKeyTile;
   const int split_keys = at_least((key_tiles + a.splits - 1) / a.splits, slices) * kKeyTile;
@@ -241,8 +241,8 @@ struct DecodeAttention {
   __device__ __forceinline__ void put(const LanePartial& partial, Partial& shared) const {
     for (int i = 0; i < 4; ++i) {
       const int query = 2 * quarter + i % 2;
-      shared.maximum[query] = partial.maximum[i % 2];
-      shared.sum[query] = partial.sum[i % 2];
+      if (row == 0) shared.maximum[query] = partial.maximum[i % 2];  // every row has the same
+      if (row == 0) shared.sum[query] = partial.sum[i % 2];
       for (int panel = 0; panel < kPanels; ++panel)
         for (int j = 0; j < kProducts; ++j) {
           const int d = kPanelValues * panel + kLaneValues * row + 2 * j + i / 2;

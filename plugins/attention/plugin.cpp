@@ -86,9 +86,12 @@ class CachedAttentionOp final : public Op {
   }
 
   size_t workspace_bytes(const Shape* shapes) const override {
-    int64_t floats = 0;  // fewer tokens may be split more; a prompt needs none
-    for (int tokens = 1; tokens <= most_decoded(shapes); ++tokens)
-      floats = std::max(floats, decode_attention_partial_floats(split(shaped(tokens, capacity(shapes), 0))));
+    int64_t floats = 0;  // fewer tokens may be split more, and in another power mode; a prompt needs none
+    for (const int multiprocessors : device_or_any().all_multiprocessors())
+      for (int tokens = 1; tokens <= most_decoded(shapes); ++tokens) {
+        const DecodeAttentionArguments a = split(shaped(tokens, capacity(shapes), 0), multiprocessors);
+        floats = std::max(floats, decode_attention_partial_floats(a));
+      }
     return floats * sizeof(float);
   }
 
@@ -120,7 +123,7 @@ class CachedAttentionOp final : public Op {
     a.slopes = has_slopes() ? static_cast<const float*>(call.inputs[length + 3]) : nullptr;
     a.y = static_cast<Half*>(call.outputs[0]);
     if (a.tokens > kMaxDecodeTokens) return launch_prompt(a, call.stream);
-    a = split(a);
+    a = split(a, device_or_any().multiprocessors);
     a.partial = static_cast<float*>(call.workspace);
     a.finished = zeroed_.get();
     return edge_awq::launch(plan(a), a, call.stream);
@@ -180,11 +183,15 @@ class CachedAttentionOp final : public Op {
     return a;
   }
 
-  // With the splits that suit a full cache.
-  static DecodeAttentionArguments split(DecodeAttentionArguments a) {
+  static Device device_or_any() {
     Device device;
     if (!current_device(device).empty()) device.multiprocessors = kMostMultiprocessors;
-    a.splits = decode_attention_splits(a, device.multiprocessors, a.capacity);
+    return device;
+  }
+
+  // With the splits that suit a full cache.
+  static DecodeAttentionArguments split(DecodeAttentionArguments a, int multiprocessors) {
+    a.splits = decode_attention_splits(a, multiprocessors, a.capacity);
     return a;
   }
 };

@@ -58,7 +58,7 @@ struct PrefillAttention {
   const int kv_head = blockIdx.x % a.kv_num_heads;
   const int row_tile = (gridDim.x - 1 - blockIdx.x) / a.kv_num_heads;
   const int first_row = row_tile * kPrefillRows;
-  const int past = static_cast<int>(load_global(a.past_length));
+  const int past = past_tokens(a);
   const int first_position = past + first_row / share;
   const int last_position = past + (at_most(first_row + kPrefillRows, query_rows) - 1) / share;
   const int end_key = at_most(last_position + 1, at_most(past + a.tokens, a.capacity));
@@ -327,7 +327,7 @@ struct PrefillAttention {
 // A token's keys and values, all heads; past the end of the cache nothing is written.
 template <class Cache>
 __device__ __forceinline__ void append(const DecodeAttentionArguments& a) {
-  const int token = blockIdx.x, position = static_cast<int>(load_global(a.past_length)) + token;
+  const int token = blockIdx.x, position = past_tokens(a) + token;
   if (position >= a.capacity) return;
   if constexpr (Cache::kScaled) {
     for (int i = threadIdx.x / kWarpSize; i < 2 * a.kv_num_heads; i += kAppendThreads / kWarpSize)

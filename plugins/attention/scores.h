@@ -12,6 +12,14 @@ constexpr float kLog2E = 1.44269504f;
 __device__ __forceinline__ int at_most(int value, int most) { return value < most ? value : most; }
 __device__ __forceinline__ int at_least(int value, int least) { return value > least ? value : least; }
 
+// How many tokens there were before. What cannot be counts as a full cache, where nothing is written: an engine's
+// builder measures with whatever its memory holds.
+__device__ __forceinline__ int past_tokens(const DecodeAttentionArguments& a) {
+  using Unsigned = unsigned long long;  // in which what is below zero is too large: one comparison
+  const Unsigned past = static_cast<Unsigned>(load_global(a.past_length));
+  return past < static_cast<Unsigned>(a.capacity) ? static_cast<int>(past) : a.capacity;
+}
+
 // Value d of a head, rotated to a position: pairs lie rotary_size / 2 apart.
 __device__ __forceinline__ float rotated(const DecodeAttentionArguments& a, const Half* head, int d, int position) {
   const int half = a.rotary_size / 2;

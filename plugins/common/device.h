@@ -39,9 +39,11 @@ __device__ __forceinline__ bool is_last_block(unsigned* counter, unsigned blocks
   __threadfence();
   return last;
 #else
-  if (threadIdx.x == 0) *counter = (*counter + 1) % blocks;  // blocks run one after another
+  bool& last = fibers::state.is_last;
   __syncthreads();
-  return *counter == 0;
+  if (threadIdx.x == 0) last = fibers::arrive(counter, blocks);
+  __syncthreads();
+  return last;
 #endif
 }
 
@@ -68,9 +70,10 @@ __device__ __forceinline__ void let_next_kernel_start() {
 //   b[i]: k (2 * pair + 8 * i) and the next, column row
 //   d[i]: row (row + 8 * (i / 2)), column (2 * pair + i % 2)
 // A GPU adds the exact products in an order of its own and cuts the sum to fp32, where this rounds after each.
+// Volatile, so that no compiler moves it to where its result is needed: the lanes there may not be all.
 __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const HalfPair (&a)[4], const HalfPair (&b)[2]) {
 #ifdef __CUDACC__
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));

@@ -17,8 +17,34 @@
 #include <numeric>
 #include <random>
 #include <set>
+#include <string>
 #include <unordered_set>
 #include <vector>
+
+#ifdef __SANITIZE_THREAD__
+#include "races.h"
+#else
+namespace fibers::races {  // nothing is watched
+enum class Kind { kRead, kReadOnly, kAtomic, kCopyStarts, kCopyLands };
+constexpr bool kWatched = false;
+struct Outside {
+  Outside() {}
+};
+using Inside = Outside;
+struct Range {
+  const char* begin;
+  size_t bytes;
+};
+inline void begin_launch() {}
+inline void begin_block(unsigned, Range, Range) {}
+inline void pass_barrier() {}
+inline void resume(unsigned, const char*, size_t) {}
+inline void arrive(const void*, bool) {}
+inline void access(const void*, size_t, Kind) {}
+inline bool is_there(const void*, const void*, size_t) { return false; }
+inline std::string found() { return {}; }
+}  // namespace fibers::races
+#endif
 
 #define __global__
 #define __device__
@@ -40,7 +66,7 @@ constexpr size_t kSharedBytes = 227 * 1024;  // the most a block may have on any
 constexpr size_t kStaticSharedBytes = 48 * 1024;  // of these, the most for block_shared(); the rest is dynamic_shared()
 constexpr size_t kSlotBytes = 64;            // the largest value lanes exchange
 
-enum class Outcome { kFinished, kDeadlock };
+enum class Outcome { kFinished, kDeadlock, kLanesMissing };
 
 struct Barrier {
   int expected = 0, arrived = 0, releases = 0;
@@ -86,6 +112,8 @@ struct State {
   std::vector<Barrier> warps;
   Barrier block;
   int current = 0, finished = 0;
+  bool is_last = false;  // whether the block was the last at the counter that it has come to
+  bool lanes_missing = false;  // in a warp that exchanged values or multiplied: on a GPU that is undefined
   long events = 0;  // barriers released and fibers finished; a round without any is a deadlock
   int64_t streamed_bytes = 0;  // of the last launch, counted by what loads them
   bool count_traffic = false;
@@ -94,6 +122,7 @@ struct State {
   unsigned schedule = 0;
   std::mt19937 coin;
   size_t dynamic_bytes = 0, overrun = 0;  // shared memory the launch asks for, and what a kernel uses beyond that
+  size_t static_bytes = 0;                // what the last launch had of block_shared()
   bool count_conflicts = false;
   int64_t shared_wavefronts = 0, fewest_wavefronts = 0;  // of the last launch, if counted
   std::function<void()> body;
@@ -109,9 +138,11 @@ inline void release_if_complete(Barrier& barrier) {
   barrier.arrived = 0;
   ++barrier.releases;
   ++state.events;
+  if (&barrier == &state.block) races::pass_barrier();
 }
 
 inline void wait(Barrier& barrier) {
+  const races::Outside outside;
   const int before = barrier.releases;
   ++barrier.arrived;
   release_if_complete(barrier);
@@ -122,7 +153,10 @@ inline void wait_for_block() { wait(state.block); }
 inline void wait_for_warp() { wait(state.warps[state.current / kWarpSize]); }
 
 inline void copy(void* to, const void* from, size_t bytes) {
-  const bool at_once = state.schedule == 1 || (state.schedule > 1 && state.coin() % 2);
+  const races::Outside outside;
+  races::access(to, bytes, races::Kind::kCopyStarts);
+  if (from) races::access(from, bytes, races::Kind::kRead);
+  const bool at_once = !races::kWatched && (state.schedule == 1 || (state.schedule > 1 && state.coin() % 2));
   if (at_once) {
     Copy{to, from, bytes}.land();
   } else {
@@ -131,16 +165,38 @@ inline void copy(void* to, const void* from, size_t bytes) {
 }
 
 inline void commit_copies() {
+  const races::Outside outside;
   self().groups.push_back(std::move(self().uncommitted));
   self().uncommitted.clear();
 }
 
 inline void wait_for_copies(size_t pending) {
+  const races::Outside outside;
   for (; self().groups.size() > pending; self().groups.pop_front())
-    for (const Copy& each : self().groups.front()) each.land();
+    for (const Copy& each : self().groups.front()) {
+      races::access(each.to, each.bytes, races::Kind::kCopyLands);
+      each.land();
+    }
+}
+
+// A word that threads add to one after the other: what `add` does to it is one access.
+template <class Add>
+auto one_at_a_time(void* address, const Add& add) {
+  const races::Outside outside;
+  races::access(address, sizeof(uint32_t), races::Kind::kAtomic);
+  return add();
+}
+
+// This block has come to a counter, and everything that it did before has happened for those who see it there.
+inline bool arrive(unsigned* counter, unsigned blocks) {
+  const races::Outside outside;
+  *counter = (*counter + 1) % blocks;  // blocks run one after another
+  races::arrive(counter, *counter == 0);
+  return *counter == 0;
 }
 
 inline void note_access(const void* address, size_t bytes) {
+  const races::Outside outside;
   if (!state.count_conflicts) return;
   const auto offset = static_cast<const unsigned char*>(address) - state.shared;
   self().accesses.push_back({static_cast<uint32_t>(offset), static_cast<uint32_t>(bytes)});
@@ -149,15 +205,24 @@ inline void note_access(const void* address, size_t bytes) {
 // Small tensors that blocks share are in the L2 cache, so every place counts once; of large ones what warps of a block
 // share is in its L1, so every place counts once per block.
 inline void note_read(const void* address, size_t bytes) {
+  const races::Outside outside;
   if (state.count_traffic && state.read.insert(address).second) state.read_bytes += static_cast<int64_t>(bytes);
 }
 
+// Through the read-only path.
+inline void note_constant(const void* address, size_t bytes) {
+  const races::Outside outside;
+  races::access(address, bytes, races::Kind::kReadOnly);
+}
+
 inline void note_block_read(const void* address, size_t bytes) {
+  const races::Outside outside;
   if (state.count_traffic && state.block_read.insert(address).second)
     state.block_read_bytes += static_cast<int64_t>(bytes);
 }
 
 inline void note_written(const void* address, size_t bytes) {
+  const races::Outside outside;
   if (state.count_traffic && state.written.insert(address).second) state.written_bytes += static_cast<int64_t>(bytes);
 }
 
@@ -184,17 +249,20 @@ inline void count_wavefronts(int threads) {
   }
 }
 
-// What the lanes of this warp passed in, by lane. A lane that has finished shows its last value.
+// What the lanes of this warp passed in, by lane. None may have finished.
 template <class T>
 class Exchange {
  public:
   explicit Exchange(const T& mine) : turn_(self().turn), warp_(state.current / kWarpSize * kWarpSize) {
     static_assert(sizeof(T) <= kSlotBytes);
+    const races::Outside outside;
+    if (state.warps[warp_ / kWarpSize].expected < kWarpSize) state.lanes_missing = true;
     self().turn ^= 1;
     std::memcpy(self().slots[turn_], &mine, sizeof(T));
     wait_for_warp();
   }
   T operator[](int lane) const {
+    const races::Outside outside;
     T value;
     std::memcpy(&value, state.fibers[warp_ + lane].slots[turn_], sizeof(T));
     return value;
@@ -205,10 +273,14 @@ class Exchange {
 };
 
 inline void run_body() {
-  state.body();
+  {
+    const races::Inside inside;
+    state.body();
+  }
   self().finished = true;
   ++state.finished;
   ++state.events;
+  if (state.warps[state.current / kWarpSize].arrived > 0) state.lanes_missing = true;
   for (Barrier* barrier : {&state.block, &state.warps[state.current / kWarpSize]}) {
     --barrier->expected;  // as on a GPU: nobody waits for a thread that has returned
     release_if_complete(*barrier);
@@ -258,6 +330,7 @@ class Schedule {
 inline void resume(int thread) {
   if (state.fibers[thread].finished) return;
   state.current = thread;
+  races::resume(static_cast<unsigned>(thread), self().stack.get(), kStackBytes);
   threadIdx.x = static_cast<unsigned>(thread);
   swapcontext(&state.scheduler, &self().context);
 }
@@ -276,6 +349,8 @@ inline void run_warp(int warp, int threads, Schedule& lanes) {
 inline Outcome run_block(int threads, Schedule& warps, Schedule& lanes) {
   std::memset(state.shared, 0xff, kSharedBytes);  // NaN as half and as float, -1 as an integer
   start_fibers(threads);
+  const auto* const shared = reinterpret_cast<const char*>(state.shared);
+  races::begin_block(blockIdx.x, {reinterpret_cast<const char*>(&state), sizeof state}, {shared, kSharedBytes});
   state.block_read.clear();
   while (state.finished < threads) {
     const long events_before = state.events;
@@ -292,8 +367,10 @@ inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std:
   state.read_bytes = state.written_bytes = state.block_read_bytes = 0;
   state.read.clear();
   state.written.clear();
-  state.overrun = 0;
+  state.overrun = state.static_bytes = 0;
+  state.lanes_missing = false;
   state.schedule = schedule;
+  races::begin_launch();
   state.coin.seed(schedule);
   gridDim = {blocks};
   blockDim = {threads};
@@ -304,7 +381,7 @@ inline Outcome launch(unsigned blocks, unsigned threads, unsigned schedule, std:
     blockIdx.x = block;
     if (run_block(static_cast<int>(threads), warps, lanes) == Outcome::kDeadlock) return Outcome::kDeadlock;
   }
-  return Outcome::kFinished;
+  return state.lanes_missing ? Outcome::kLanesMissing : Outcome::kFinished;
 }
 
 }  // namespace fibers

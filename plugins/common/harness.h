@@ -45,8 +45,11 @@ int launch(const edge_awq::Launch& planned, const Arguments& arguments, unsigned
   if (fibers::state.overrun)
     return fail(message, planned.kernel + (": uses " + std::to_string(fibers::state.overrun)) +
                              " bytes of dynamic shared memory, not " + std::to_string(planned.shared_bytes));
+  if (!fibers::races::found().empty()) return fail(message, planned.kernel + (": " + fibers::races::found()));
   if (outcome == fibers::Outcome::kFinished) return 0;
-  return fail(message, std::string(planned.kernel) + ": threads wait for others that never come");
+  return fail(message, std::string(planned.kernel) + (outcome == fibers::Outcome::kDeadlock
+                                                          ? ": threads wait for others that never come"
+                                                          : ": a warp exchanges values after lanes have returned"));
 }
 
 }  // namespace harness

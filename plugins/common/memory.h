@@ -17,6 +17,7 @@ __device__ __forceinline__ Vector load_streamed(const void* address) {
   return value;
 #else
   fibers::state.streamed_bytes += sizeof(Vector);
+  fibers::note_constant(address, sizeof(Vector));
   return *static_cast<const Vector*>(address);
 #endif
 }
@@ -52,6 +53,7 @@ template <class T>
 __device__ __forceinline__ void store_global(T* address, const T& value) {
 #ifndef __CUDACC__
   fibers::note_written(address, sizeof(T));
+  if (fibers::races::is_there(address, &value, sizeof(T))) return;
 #endif
   *address = value;
 }
@@ -62,6 +64,7 @@ __device__ __forceinline__ T load_constant(const T* address) {
 #ifdef __CUDACC__
   return __ldg(address);
 #else
+  fibers::note_constant(address, sizeof(T));
   return *address;
 #endif
 }
@@ -77,6 +80,7 @@ __device__ __forceinline__ Vector load_constant<Vector>(const Vector* address) {
   const uint4 value = __ldg(reinterpret_cast<const uint4*>(address));
   return {value.x, value.y, value.z, value.w};
 #else
+  fibers::note_constant(address, sizeof(Vector));
   return *address;
 #endif
 }
@@ -96,6 +100,7 @@ __device__ __forceinline__ uint32_t load_with_line(const T* address) {
   }
   return value;
 #else
+  fibers::note_constant(address, sizeof(T));
   T value = *address;
   uint32_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
@@ -103,14 +108,15 @@ __device__ __forceinline__ uint32_t load_with_line(const T* address) {
 #endif
 }
 
-// The block's shared memory, as a T. One T per kernel.
+// The block's shared memory, as a T. One T per kernel. Whatever T is, 16 bytes of it may be read at once.
 template <class T>
 __device__ __forceinline__ T& block_shared() {
 #ifdef __CUDACC__
-  __shared__ T memory;
+  __shared__ alignas(16) T memory;
   return memory;
 #else
   static_assert(sizeof(T) <= fibers::kStaticSharedBytes);
+  fibers::state.static_bytes = sizeof(T);
   return *reinterpret_cast<T*>(fibers::state.shared);
 #endif
 }
@@ -148,9 +154,7 @@ __device__ __forceinline__ uint32_t add_shared(uint32_t* address, uint32_t value
 #ifdef __CUDACC__
   return atomicAdd(address, value);
 #else
-  const uint32_t before = *address;  // a fiber runs until it waits
-  *address += value;
-  return before;
+  return fibers::one_at_a_time(address, [&] { return (*address += value) - value; });
 #endif
 }
 

@@ -12,7 +12,7 @@ using Handle = void*;
 using DevicePointer = uint64_t;
 
 // CUdevice_attribute and CUfunction_attribute, as numbered by cuda.h.
-enum class DeviceAttribute : int { kMultiprocessors = 16, kMajor = 75, kMinor = 76 };
+enum class DeviceAttribute : int { kMultiprocessors = 16, kIntegrated = 18, kMajor = 75, kMinor = 76 };
 constexpr int kMaxDynamicSharedBytes = 8;
 
 // CUlaunchAttribute and CUlaunchConfig. The only attribute used lets a kernel start before the previous one has ended.

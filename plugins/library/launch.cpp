@@ -10,7 +10,6 @@ namespace edge_awq {
 namespace {
 
 constexpr int kFirstWithDependentLaunch = 90;
-constexpr unsigned kSharedBytesWithoutAsking = 48 * 1024;
 
 std::atomic<bool>& dependent_launch() {
   static std::atomic<bool> allowed = [] {
@@ -43,12 +42,9 @@ std::string launch_planned(const Launch& planned, const void* arguments, void* s
   Handle function = nullptr;
   Device device;
   if (std::string reason = find_kernel(planned.kernel, function, device); !reason.empty()) return reason;
+  if (std::string reason = allow_shared(planned.kernel, planned.shared_bytes); !reason.empty())
+    return reason + describe(planned);
   const Driver& d = driver();
-  if (planned.shared_bytes > kSharedBytesWithoutAsking) {
-    const int status =
-        d.set_function_attribute(function, kMaxDynamicSharedBytes, static_cast<int>(planned.shared_bytes));
-    if (status) return driver_error("cuFuncSetAttribute", status) + describe(planned);
-  }
   void* parameters[] = {const_cast<void*>(arguments)};
   const bool is_dependent =
       planned.is_dependent && dependent_launch() && d.launch_with && device.compute_capability >= kFirstWithDependentLaunch;

@@ -85,15 +85,20 @@ class MatMulOp final : public Op {
   }
 
   size_t workspace_bytes(const Shape* shapes) const override {
-    return most(shapes, [](const Arguments& a) { return partial_floats(a) * static_cast<int64_t>(sizeof(float)); },
-                [](const Fp16MatMulArguments& a) {
-                  return dequantized_bytes(a) + partial_floats(a) * static_cast<int64_t>(sizeof(float));
-                });
+    const auto partial_bytes = [](const auto& a) { return partial_floats(a) * static_cast<int64_t>(sizeof(float)); };
+    const auto of_halves = [&](const Fp16MatMulArguments& a) { return dequantized_bytes(a) + partial_bytes(a); };
+    Device device = device_or_any();
+    int64_t found = 0;
+    for (const int multiprocessors : device.all_multiprocessors()) {
+      device.multiprocessors = multiprocessors;
+      found = std::max(found, most(shapes, device, partial_bytes, of_halves));
+    }
+    return found;
   }
 
   size_t zeroed_bytes(const Shape* shapes) const override {
     const auto count = [](const auto& a) -> int64_t { return counters(a); };
-    return most(shapes, count, count) * sizeof(unsigned);
+    return most(shapes, device_or_any(), count, count) * sizeof(unsigned);
   }
 
  protected:
@@ -163,7 +168,7 @@ class MatMulOp final : public Op {
 
   static Device device_or_any() {
     Device device;
-    if (!current_device(device).empty()) device = {kNewestDevice, kMostMultiprocessors};
+    if (!current_device(device).empty()) device = {kNewestDevice, kMostMultiprocessors, 0};
     return device;
   }
 
@@ -177,8 +182,7 @@ class MatMulOp final : public Op {
   // The most for any number of rows up to that, in one launch or in two. All that share a tile need the same, and tiles
   // have 16, 32, 64 or multiples of 128 rows.
   template <class Need, class NeedOfHalves>
-  int64_t most(const Shape* shapes, Need need, NeedOfHalves need_of_halves) const {
-    const Device device = device_or_any();
+  int64_t most(const Shape* shapes, const Device& device, Need need, NeedOfHalves need_of_halves) const {
     const int64_t last = std::max<int64_t>(shapes[0].rows(), 1);
     const auto at = [&](int64_t rows) -> int64_t {
       const Arguments a = split(rows, device);

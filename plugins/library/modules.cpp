@@ -9,9 +9,15 @@
 namespace edge_awq {
 namespace {
 
+struct Function {
+  Handle handle = nullptr;
+  unsigned shared_bytes = 0;  // of dynamic shared memory, that launches were allowed
+};
+
 struct Context {
   Device device;
-  std::map<std::string, Handle> modules, functions;  // by source, by kernel
+  std::map<std::string, Handle> modules;      // by source
+  std::map<std::string, Function> functions;  // by kernel
 };
 
 // A context is known by its address and, where the driver tells it, its number: addresses come back, numbers do not.
@@ -26,7 +32,8 @@ std::string read_device(Device& device) {
   if (const int status = d.get_context_device(&id)) return driver_error("cuCtxGetDevice", status);
   for (const auto& [attribute, value] : {std::pair{DeviceAttribute::kMajor, &major},
                                          std::pair{DeviceAttribute::kMinor, &minor},
-                                         std::pair{DeviceAttribute::kMultiprocessors, &device.multiprocessors}})
+                                         std::pair{DeviceAttribute::kMultiprocessors, &device.multiprocessors},
+                                         std::pair{DeviceAttribute::kIntegrated, &device.is_integrated}})
     if (const int status = d.get_device_attribute(value, static_cast<int>(attribute), id))
       return driver_error("cuDeviceGetAttribute", status);
   device.compute_capability = 10 * major + minor;
@@ -99,18 +106,25 @@ std::string load_module(Context& context, const char* source, Handle& module) {
 
 std::string load_kernel(Context& context, const KernelName& name, Handle& function) {
   if (const auto known = context.functions.find(name.kernel); known != context.functions.end()) {
-    function = known->second;
+    function = known->second.handle;
     return "";
   }
   Handle module = nullptr;
   if (std::string reason = load_module(context, name.source, module); !reason.empty()) return reason;
   if (const int status = driver().get_function(&function, module, name.kernel))
     return driver_error("cuModuleGetFunction", status) + " (" + name.kernel + ")";
-  context.functions[name.kernel] = function;
+  context.functions[name.kernel] = {function};
   return "";
 }
 
 }  // namespace
+
+std::vector<int> Device::all_multiprocessors() const {
+  const int most = compute_capability == 87 ? 16 : 20;  // AGX Orin, AGX Thor
+  std::vector<int> all = {multiprocessors};
+  for (int count = 2; is_integrated && count <= most; count += 2) all.push_back(count);
+  return all;
+}
 
 std::string current_device(Device& device) {
   const std::lock_guard lock(mutex);
@@ -128,6 +142,21 @@ std::string find_kernel(const char* name, Handle& function, Device& device) {
   for (size_t i = 0; i < kKernelCount; ++i)
     if (std::strcmp(kKernels[i].kernel, name) == 0) return load_kernel(*context, kKernels[i], function);
   return std::string("this library has no kernel ") + name;
+}
+
+// However little is asked for: a kernel may have 48 KiB without, less what it has of static shared memory. Never less
+// than before, since another thread may be about to launch with that.
+std::string allow_shared(const char* found, unsigned bytes) {
+  const std::lock_guard lock(mutex);
+  Context* context = nullptr;
+  if (std::string reason = current_context(context); !reason.empty()) return reason;
+  Function& function = context->functions[found];
+  if (bytes <= function.shared_bytes) return "";
+  const int status =
+      driver().set_function_attribute(function.handle, kMaxDynamicSharedBytes, static_cast<int>(bytes));
+  if (status) return driver_error("cuFuncSetAttribute", status);
+  function.shared_bytes = bytes;
+  return "";
 }
 
 std::string load_kernels() {

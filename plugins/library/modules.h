@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "driver.h"
 
@@ -11,11 +12,16 @@ namespace edge_awq {
 struct Device {
   int compute_capability = 0;  // 87 for 8.7
   int multiprocessors = 0;
+  int is_integrated = 0;  // a Jetson's
+
+  // How many there may be where an engine runs that was built here: a Jetson's power modes turn some off, in pairs.
+  std::vector<int> all_multiprocessors() const;
 };
 
 // Each returns why it failed, or an empty text.
 std::string current_device(Device& device);
 std::string find_kernel(const char* name, Handle& function, Device& device);
+std::string allow_shared(const char* found, unsigned bytes);  // so much dynamic shared memory for launches of a kernel
 std::string load_kernels();  // all of them, so that no launch has to
 
 }  // namespace edge_awq

@@ -23,7 +23,7 @@ std::string mismatch(const char* tensor, const Shape& shape, const char* format,
 }
 
 ZeroedMemory::~ZeroedMemory() {
-  if (address_) driver().release(address_);
+  for (const DevicePointer each : all_) driver().release(each);
 }
 
 std::string ZeroedMemory::reserve(size_t bytes) {
@@ -39,8 +39,7 @@ std::string ZeroedMemory::reserve(size_t bytes) {
     d.release(grown);
     return driver_error("cuMemsetD8", status);
   }
-  if (address_) d.release(address_);
-  address_ = grown;
+  all_.push_back(grown);
   bytes_ = bytes;
   return "";
 }
@@ -54,7 +53,7 @@ std::string Op::prepare(const Shape* shapes) {
 std::string Op::enqueue(const Call& call) {
   if (std::string reason = check(call.shapes); !reason.empty()) return reason;
   if (std::string reason = zeroed_.reserve(zeroed_bytes(call.shapes)); !reason.empty()) return reason;
-  if (workspace_bytes(call.shapes) > 0 && !call.workspace) return "workspace is null";
+  if (!call.workspace && workspace_bytes(call.shapes) > 0) return "workspace is null";
   return launch(call);
 }
 

@@ -71,12 +71,13 @@ class ZeroedMemory {
   ZeroedMemory& operator=(const ZeroedMemory&) = delete;
   ~ZeroedMemory();
 
-  // Makes it at least so large; why it could not, or an empty text. Not while a stream is captured.
+  // Makes it at least so large; why it could not, or an empty text. Not while a stream is captured. What there was
+  // before stays to the end: graphs that were captured count in it.
   std::string reserve(size_t bytes);
-  unsigned* get() const { return reinterpret_cast<unsigned*>(address_); }
+  unsigned* get() const { return all_.empty() ? nullptr : reinterpret_cast<unsigned*>(all_.back()); }
 
  private:
-  DevicePointer address_ = 0;
+  std::vector<DevicePointer> all_;  // the last is the largest
   size_t bytes_ = 0;
 };
 
@@ -97,7 +98,7 @@ class Op {
   virtual std::string check() const = 0;
   virtual std::string check(const Shape* shapes) const = 0;
 
-  // For these shapes and all smaller ones.
+  // For these shapes and all smaller ones; workspace on all_multiprocessors() as well.
   virtual size_t workspace_bytes(const Shape*) const { return 0; }
   virtual size_t zeroed_bytes(const Shape*) const { return 0; }
 

@@ -4,6 +4,8 @@ A tensor core cuts its sums to fp32 where a CPU rounds, and aligns the terms of 
 of up to 2^-22 per step (twice a cut's 2^-23). Bounds are those of tests/plugins with four times the roundings.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 from attention_harness import Heads, Result, check_caches, quantized, random_step
@@ -111,6 +113,17 @@ def test_everything_around_a_matmul(device, rng):
     assert_product(device.get(y), matrix, x, roundings(1088), cut(matrix, 2), **linear)
 
 
+@pytest.mark.parametrize(("K", "rows", "norm"), [(4096, 6, "rms"), (4544, 5, "rms"), (2560, 8, None)])
+def test_rows_that_fill_what_static_shared_memory_leaves(device, rng, K, rows, norm):
+    """Up to 48 KiB of dynamic shared memory, and more together with the static."""
+    matrix, x = random_matrix(rng, 16, K, 64), activations(rng, rows, K)
+    linear = {"norm": norm, "norm_weight": rng.standard_normal(K).astype(np.float32)} if norm else {}
+    op = device.op("Int4MatMul", K=K, N=16, group_size=64, norm=int(norm is not None), norm_epsilon=EPSILON)
+    y = device.poisoned((rows, 16))
+    op.run([device.put(each) for each in (x, *stored(matrix), *([linear["norm_weight"]] if norm else []))], [y])
+    assert_product(device.get(y), matrix, x, roundings(K), cut(matrix, rows), **linear)
+
+
 def test_same_input_same_bits(device, rng):
     matrix, x = random_matrix(rng, 400, 2112, 64), activations(rng, 5, 2112, outliers=3)
     results = {run_matmul(device, matrix, x).tobytes() for _ in range(20)}
@@ -181,6 +194,14 @@ def test_attention(device, rng, heads, past, tokens):
 @pytest.mark.parametrize("heads", ATTENTIONS, ids=name_of_heads)
 def test_attention_of_a_prompt(device, rng, heads, past, tokens):
     check_attention(device, random_step(rng, heads, past, tokens, capacity=512))
+
+
+@pytest.mark.parametrize("past", [-1, 2**40 + 7, -(2**62)])
+@pytest.mark.parametrize("tokens", [2, 9])
+def test_a_length_that_is_none_touches_nothing(device, rng, tokens, past):
+    step = random_step(rng, ATTENTIONS[0], 32, tokens, capacity=32 + tokens)
+    result = run_attention(device, dataclasses.replace(step, past=past))
+    np.testing.assert_array_equal(result.key_cache, step.key_cache)
 
 
 def test_attention_large(device, rng):

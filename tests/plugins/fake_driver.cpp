@@ -14,8 +14,10 @@
 namespace {
 
 constexpr int kInvalidValue = 1, kOutOfMemory = 2, kInvalidContext = 201, kNotFound = 500;
+constexpr int kMaxDynamicShared = 8;
 constexpr int kMultiprocessors = 16, kIntegrated = 18, kMajor = 75, kMinor = 76;
 constexpr size_t kMostArgumentBytes = 320;
+constexpr size_t kSharedWithoutAsking = 48 * 1024;  // of a block, static and dynamic
 
 struct Arguments {  // larger than any kernel's: what lies behind them is copied too, and not read
   unsigned char bytes[kMostArgumentBytes];
@@ -41,6 +43,7 @@ struct Fake {
   std::map<std::string, int> faults;  // function: status
   std::set<std::string> kernels;      // interned names: a CUfunction is one of these
   std::map<void*, size_t> allocations;
+  std::map<std::string, size_t> allowed;  // dynamic shared memory, by kernel, as set by cuFuncSetAttribute
   std::vector<Recorded> captured;
   bool is_capturing = false;
   Arguments last;
@@ -75,6 +78,16 @@ Arguments copy_arguments(const void* from) {
   return copy;
 }
 
+// Whether a device would have launched it, with the static shared memory that it has.
+bool has_room(const Recorded& launch, size_t static_bytes) {
+  const size_t all = launch.shared_bytes + static_bytes;
+  const int capability = fake.settings["compute_capability"];
+  const size_t most = capability == 86 || capability == 89 || capability >= 120 ? 99 : capability >= 90 ? 227 : 163;
+  const auto allowed = fake.allowed.find(launch.kernel);
+  if (all > most * 1024) return false;
+  return allowed == fake.allowed.end() ? all <= kSharedWithoutAsking : launch.shared_bytes <= allowed->second;
+}
+
 int run(const Recorded& launch) {
   if (launch.host) return launch.host(launch.given), 0;
   if (!fake.settings["run"]) return 0;
@@ -82,6 +95,7 @@ int run(const Recorded& launch) {
   fibers::state.dynamic_bytes = launch.shared_bytes;
   const auto result = fibers::launch(launch.blocks, launch.threads, static_cast<unsigned>(fake.settings["schedule"]),
                                      [&] { kernel(launch.arguments); });
+  if (!has_room(launch, fibers::state.static_bytes)) return kInvalidValue;
   return result == fibers::Outcome::kFinished && !fibers::state.overrun ? 0 : 719;  // CUDA_ERROR_LAUNCH_FAILED
 }
 
@@ -108,7 +122,10 @@ extern "C" {
 
 const char* fake_calls() { return fake.calls.c_str(); }
 void fake_forget() { fake.calls.clear(); }
-void fake_set(const char* name, int value) { fake.settings[name] = value; }
+void fake_set(const char* name, int value) {
+  fake.settings[name] = value;
+  if (std::strcmp(name, "context_id") == 0) fake.allowed.clear();  // a new context has functions of its own
+}
 void fake_fail(const char* function, int status) { fake.faults[function] = status; }
 void fake_work() { fake.faults.clear(); }
 const void* fake_arguments() { return &fake.last; }
@@ -176,7 +193,8 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
   *value = attribute == kMajor   ? capability / 10
            : attribute == kMinor ? capability % 10
            : attribute == kMultiprocessors ? fake.settings["multiprocessors"]
-                                         : attribute != kIntegrated;
+           : attribute == kIntegrated      ? fake.settings["integrated"]
+                                         : 1;
   return outcome("cuDeviceGetAttribute");
 }
 
@@ -197,6 +215,7 @@ int cuModuleGetFunction(void** function, void*, const char* name) {
 int cuFuncSetAttribute(void* function, int attribute, int value) {
   note("cuFuncSetAttribute " + *static_cast<std::string*>(function) + " " + std::to_string(attribute) + " " +
        std::to_string(value));
+  if (attribute == kMaxDynamicShared) fake.allowed[*static_cast<std::string*>(function)] = static_cast<size_t>(value);
   return outcome("cuFuncSetAttribute");
 }
 

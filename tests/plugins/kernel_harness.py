@@ -23,6 +23,7 @@ UNIT_ROUNDOFF = 2.0**-24  # of fp32
 HALF_ROUNDOFF = 2.0**-11
 HALF_SMALLEST = 2.0**-24
 SCHEDULES = (0, 1, 12345)  # threads ascending, descending, shuffled
+WATCHED = os.environ.get("EDGE_AWQ_RACES") == "1"  # every launch is searched for races: slow
 
 
 class KernelError(Exception):
@@ -41,7 +42,7 @@ def library() -> ctypes.CDLL:
     """Built once per test run."""
     need_compiler()
     with tempfile.TemporaryDirectory() as folder:
-        lib = ctypes.CDLL(str(build_kernels.build_cpu(Path(folder))))
+        lib = ctypes.CDLL(str(build_kernels.build_cpu(Path(folder), watched=WATCHED)))
     lib.edge_awq_contract.restype = ctypes.c_char_p
     lib.edge_awq_float_from_half.restype = ctypes.c_float
     for name in ("decode_attention_partial_floats", "int4_matmul_partial_floats", "int8_matmul_partial_floats",

@@ -151,7 +151,8 @@ class Device:
 
     def reset(self, **settings: int) -> None:
         """A new context on a device with these settings, and no faults."""
-        defaults = {"compute_capability": 87, "multiprocessors": 16, "context": 1, "run": 1, "schedule": 0}
+        defaults = {"compute_capability": 87, "multiprocessors": 16, "integrated": 0, "context": 1, "run": 1,
+                    "schedule": 0}
         for name, value in (defaults | {"context_id": next(CONTEXT_IDS)} | settings).items():
             self.driver.fake_set(name.encode(), value)
         self.driver.fake_work()

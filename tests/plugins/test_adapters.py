@@ -251,7 +251,8 @@ def test_matmul_runs(device, generation, rng):
     device.driver.fake_forget()
     assert plugin.enqueue(shapes, addresses(inputs), addresses([y]), 0, stream=9) == 0
     assert_product(y[0], matrix, x, ROUNDINGS)
-    assert device.driver.fake_calls().decode() == "cuLaunchKernel int4_gemv_g128 2 1 1 256 1 1 1536 9\n"
+    assert device.driver.fake_calls().decode() == (
+        "cuFuncSetAttribute int4_gemv_g128 8 1536\ncuLaunchKernel int4_gemv_g128 2 1 1 256 1 1 1536 9\n")
 
 
 @pytest.mark.parametrize(("tokens", "changes", "kernels"), [

@@ -148,8 +148,8 @@ SMALL_KERNELS = {  # bound by latency: widths of loads
     "argmax": {"32", "64"},  # logits, candidates
     "sample": {"128", "32", "64"},  # logits, those before and after; the seed
     "read_sum": {"128.CONSTANT"},
-    "append_kv": {"U16", "32"},
-    "append_kv8": {"U16", "32"},
+    "append_kv": {"U16", "32", "64"},  # the length
+    "append_kv8": {"U16", "32", "64"},
 }
 
 
@@ -302,6 +302,7 @@ def test_ptx_for_newer_gpus(tmp_path):
     for path in files:
         ptx = path.read_text()
         assert ".target sm_90" in ptx and ".entry" in ptx
+        assert {int(each) for each in re.findall(r"\.shared \.align (\d+)", ptx)} <= {16}, "loads of 16 bytes"
 
 
 @needs_nvrtc

@@ -4,7 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from attention_harness import HEAD_SIZES, Heads, check_result, random_step, reference, run, splits_for
+from attention_harness import (
+    HEAD_SIZES,
+    Heads,
+    check_result,
+    prefill,
+    quantized,
+    random_step,
+    reference,
+    run,
+    splits_for,
+)
 from kernel_harness import SCHEDULES, KernelError
 
 
@@ -55,6 +65,17 @@ def test_a_token_beyond_the_cache_is_not_written(rng):
     """The runner never asks for it; if it did, memory past the cache would still be safe."""
     step = random_step(rng, Heads(), past=31, tokens=2, capacity=32)
     np.testing.assert_array_equal(run(step).key_cache[:, :31], step.key_cache[:, :31])
+
+
+@pytest.mark.parametrize("past", [-1, -(2**31), 2**31 - 1, 2**31, 2**40 + 7, -(2**62)])
+@pytest.mark.parametrize("stored", [lambda step: step, quantized], ids=["halves", "bytes"])
+@pytest.mark.parametrize(("compute", "tokens"), [(run, 2), (prefill, 9)], ids=["decode", "prefill"])
+def test_a_length_that_is_none_touches_nothing(rng, compute, tokens, stored, past):
+    """As an engine's builder may have it, which measures with whatever its memory holds."""
+    step = stored(random_step(rng, Heads(window=20), past=32, tokens=tokens, capacity=32 + tokens))
+    result = compute(dataclasses.replace(step, past=past))
+    np.testing.assert_array_equal(result.key_cache, step.key_cache)
+    np.testing.assert_array_equal(result.value_cache, step.value_cache)
 
 
 @pytest.mark.parametrize("splits", [1, 3])

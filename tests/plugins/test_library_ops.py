@@ -64,6 +64,18 @@ def test_matmul_after_a_norm(device, rng, kind):
     assert_product(run_linear(device, matrix, x, **linear), matrix, x, ROUNDINGS, **linear)
 
 
+@pytest.mark.parametrize(("K", "group_size", "rows", "norm"), [
+    (4096, 128, 6, "rms"), (4544, 64, 5, "rms"), (2560, 64, 8, None)], ids=str)
+def test_static_shared_memory_counts_with_the_dynamic(device, rng, K, group_size, rows, norm):
+    """Rows of x that leave none of the 48 KiB which a block has without being asked for."""
+    matrix, x = random_matrix(rng, 16, K, group_size), activations(rng, rows, K)
+    linear = {"norm": norm, "norm_weight": rng.standard_normal(K).astype(np.float32)} if norm else {}
+    assert_product(run_linear(device, matrix, x, **linear), matrix, x, ROUNDINGS, **linear)
+    dynamic = int(device.calls("cuLaunchKernel")[0].split()[-2])
+    assert dynamic <= 48 * 1024
+    assert device.calls("cuFuncSetAttribute") == [f"{device.calls('cuLaunchKernel')[0].split()[0]} 8 {dynamic}"]
+
+
 @pytest.mark.parametrize("rows", [2, 20])
 def test_matmul_with_gate_scale_and_residual(device, rng, rows):
     matrix, x = random_matrix(rng, 2 * 21, 192, 64), activations(rng, rows, 192)
@@ -183,6 +195,17 @@ def test_memory_for_counters_is_kept_and_freed(device, rng):
     assert device.driver.fake_allocations() == before
 
 
+def test_counters_of_captured_graphs_stay(device):
+    before = device.driver.fake_allocations()
+    op = device.create("GreedyToken")
+    for rows in (1, 3, 2):
+        op.run([np.zeros((rows, 3), np.float32)], [np.zeros(rows, np.int64)])
+    assert device.calls("cuMemAlloc") == ["4", "12"]
+    assert device.driver.fake_allocations() == before + 2  # a graph of one row may be launched again
+    op.close()
+    assert device.driver.fake_allocations() == before
+
+
 def test_prepare_does_what_a_capture_forbids(device):
     op, logits = device.create("GreedyToken"), np.zeros((2, 3), np.float32)
     assert device.library.edge_awq_prepare(op.handle, tensors([logits]), 1) == 0
@@ -263,3 +286,23 @@ def test_numbers_of_tensors_and_output_shapes_are_checked(device):
         op.run(matmul_inputs(), [])
     with pytest.raises(KernelError, match=r"y has shape \[1, 9\], not \[1, 8\]"):
         op.run(matmul_inputs(), [np.zeros((1, 9), np.float16)])
+
+
+def test_workspace_is_enough_in_every_power_mode(device):
+    """An engine is built in one; in another there are fewer multiprocessors, or more, and other splits."""
+    matmul = device.create("Int4MatMul", K=4096, N=4096, group_size=128)
+    attention = device.create("CachedAttention", **ATTENTION | {"has_slopes": 0})
+    x, cache, table = np.empty((300, 4096), np.float16), np.empty((1, 2, 2048, 64), np.float16), np.empty((2048, 32))
+    weights = [np.empty((4096, columns), np.int8) for columns in (2048, 32, 16)]
+    q, kv = np.empty((1, 1, 256), np.float16), np.empty((1, 1, 128), np.float16)
+    wanted = {}
+    for integrated in (0, 1):
+        for count in (16, 12, 8, 6, 4):
+            device.reset(multiprocessors=count, integrated=integrated)
+            wanted[integrated, count] = (
+                matmul.workspace_bytes(x, *weights),
+                attention.workspace_bytes(q, kv, kv, cache, cache, np.zeros(1, np.int64), table, table))
+    for which in (0, 1):
+        alone = [wanted[0, count][which] for count in (16, 12, 8, 6, 4)]
+        assert len(set(alone)) > 1
+        assert min(wanted[1, count][which] for count in (16, 12, 8, 6, 4)) >= max(alone)

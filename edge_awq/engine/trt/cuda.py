@@ -6,7 +6,6 @@ pycuda has no CUDA graphs, so their six calls go to the driver by ctypes. Not ye
 from __future__ import annotations
 
 import ctypes
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -116,7 +115,6 @@ class PycudaCuda:
         self.gpu = gpu
         self._driver, self._library = driver, library
         self._graphs = DriverGraphs(library)
-        self._threads = threading.local()
         with self._checked("start of CUDA"):
             driver.init()
             self._held = _Held(driver.Device(0).retain_primary_context(), library)  # TensorRT's own
@@ -183,14 +181,11 @@ class PycudaCuda:
             return
         with self._checked("release of GPU memory"):
             self._held.release()
-        if hasattr(self._threads, "has_context"):
-            self._library.cuCtxSetCurrent(None)
+        self._library.cuCtxSetCurrent(None)
 
     def _enter_thread(self) -> None:
-        """Make the context current in the calling thread, once: CUDA remembers it."""
-        if not hasattr(self._threads, "has_context"):
-            self._library.cuCtxSetCurrent(self._held.handle)
-            self._threads.has_context = True
+        """Make the context current in the calling thread, which another session may have left."""
+        self._library.cuCtxSetCurrent(self._held.handle)
 
     @contextmanager
     def _checked(self, what: str) -> Iterator[None]:
