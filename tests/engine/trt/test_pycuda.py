@@ -70,6 +70,17 @@ def test_any_thread_may_call(found):
     assert found["received"][1] == [7] * 16 and found["worked"][2] == 3
 
 
+def test_a_session_outlives_another_of_the_same_thread(environment):
+    code = ("from edge_awq.engine.trt.cuda import open_cuda; import numpy\n"
+            "first, second = open_cuda(), open_cuda()\n"
+            "address, found = second.alloc(16), second.host_array((4,), numpy.float32)\n"
+            "second.clear(address, 16); first.close(); found[:] = 1; second.download(found, address)\n"
+            "second.synchronize(); second.destroy(second.capture(lambda: None)); assert not found.any()\n"
+            "second.close()")
+    done = subprocess.run([sys.executable, "-c", code], check=False, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_process_that_forgets_to_close_ends_well(environment):
     """pycuda aborts it where a context is left on its stack."""
     code = ("from edge_awq.engine.trt.cuda import open_cuda; import numpy\n"
