@@ -17,7 +17,7 @@ from edge_awq.cli.chatting import chat
 from edge_awq.cli.measuring import bench, report, tune
 from edge_awq.cli.running import run
 from edge_awq.cli.serving import serve
-from edge_awq.cli.showing import inspect, log, plan, targets
+from edge_awq.cli.showing import doctor, inspect, log, plan, targets
 from edge_awq.errors import EdgeAwqError
 
 GO_ON = "the same command goes on where this one stopped"
@@ -100,5 +100,5 @@ def main() -> None:
 
 
 for command in (build, compile_engine, run, chat, serve, inspect, export_checkpoint, targets, plan, report, bench, tune,
-                log):
+                log, doctor):
     main.add_command(command)

@@ -40,6 +40,24 @@ def targets() -> None:
 
 
 @click.command()
+def doctor() -> None:
+    """Try what this machine can do, and say what it lacks and how to get it.
+
+    Exit code 1: something is missing that bundles for this very machine need.
+    """
+    from edge_awq.doctor import examine
+
+    lacking = False
+    for finding in examine():
+        click.echo(f"{finding.state:<4}{finding.subject:<18}{finding.text}")
+        if finding.hint:
+            click.echo(f"{'':<22}{finding.hint}")
+        lacking |= finding.state == "no"
+    if lacking:
+        raise SystemExit(1)
+
+
+@click.command()
 @click.argument("model")
 @click.option("-t", "--target", help="What to plan for: a name of 'edge-awq targets', a profile.toml.  [default: auto]")
 @click.option("--context", type=click.IntRange(min=1), help="Tokens in the KV cache.  [default: target's]")

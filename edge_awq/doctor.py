@@ -1,0 +1,141 @@
+"""What this machine can do for edge-awq, and what it lacks: ``edge-awq doctor``.
+
+Every line tries the very thing that a command will need, so its errors and remedies are those of that command.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from edge_awq.detect import Machine, detect_target, read_machine
+from edge_awq.errors import EdgeAwqError
+
+if TYPE_CHECKING:
+    from edge_awq.power.base import MeterChoice
+
+# For what -> the package, and the extra of edge-awq that brings it.
+_OPTIONAL = {"edge-awq build": ("torch", "quantize"), "edge-awq serve": ("uvicorn", "serve"),
+             "--workers": ("ray", "ray"), "report's picture": ("matplotlib", "plot")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was tried.
+
+    Attributes:
+        subject: what it is.
+        text: how it is, or why it is not there.
+        hint: the remedy; None where all is well, or nothing can be done.
+        state: "ok"; "no", which this machine's own target needs; "-", which some command would need.
+    """
+
+    subject: str
+    text: str
+    hint: str | None = None
+    state: str = "ok"
+
+
+def examine(machine: Machine | None = None) -> Iterator[Finding]:
+    """Findings, one after the other as they come; the power meters take some seconds."""
+    machine = machine or read_machine()
+    yield from _describe(machine)
+    yield _attempt("target cpu", lambda: _version("onnxruntime"), "no")
+    yield from _examine_gpu(machine)
+    for purpose, (package, extra) in _OPTIONAL.items():
+        yield _attempt(purpose, partial(_version, package, extra), "-")
+    yield from _examine_meters(machine)
+
+
+def _describe(machine: Machine) -> Iterator[Finding]:
+    target = detect_target(machine)
+    mode = f", power mode {machine.power_mode}" if machine.power_mode else ""
+    memory = f", {machine.memory_bytes / 2**30:.1f} GiB" if machine.memory_bytes else ""
+    yield Finding("machine", f"{target.name}: {target.description}{mode}{memory}")
+    yield Finding("system", f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+
+
+def _examine_gpu(machine: Machine) -> Iterator[Finding]:
+    """What engines need, piece by piece."""
+    if not machine.gpus and not machine.is_tegra:
+        yield Finding("targets for GPUs", "NVIDIA's driver shows no GPU; bundles for them can be built here, not run",
+                      state="-")
+        return
+    for gpu in machine.gpus:
+        major, minor = gpu.compute_capability
+        yield Finding("GPU", f"{gpu.name}, compute capability {major}.{minor}, {gpu.sm_count} multiprocessors")
+    yield _attempt("pycuda", _try_cuda, "no")
+    yield _attempt("plugins", _try_plugins, "no")
+    yield _attempt("TensorRT", _try_tensorrt, "no")
+
+
+def _try_cuda() -> str:
+    from edge_awq.engine.trt.cuda import open_cuda
+
+    cuda = open_cuda()
+    try:
+        return f"{cuda.free_bytes() / 2**30:.1f} GiB free on the GPU"
+    finally:
+        cuda.close()
+
+
+def _try_plugins() -> str:
+    from edge_awq import plugins
+
+    path = plugins.find_library()
+    plugins.load_library(path)
+    return f"contract {plugins.CONTRACT_VERSION}, {path}"
+
+
+def _try_tensorrt() -> str:
+    from edge_awq.engine.trt.bindings import load_toolkit
+
+    return f"{load_toolkit().version_text}, with edge-awq's plugins"
+
+
+def _examine_meters(machine: Machine) -> Iterator[Finding]:
+    """Each meter that "auto" would try here."""
+    from edge_awq.power.base import MeterChoice
+    from edge_awq.power.choose import candidates
+
+    root = os.environ.get("EDGE_AWQ_METER_ROOT") or "/"
+    devices = ("gpu", "cpu") if machine.gpus or machine.is_tegra else ("cpu",)
+    names = [name for device in devices for name in candidates(MeterChoice(device=device, root=root))]
+    for name in dict.fromkeys(names):
+        yield _attempt("power", partial(_try_meter, MeterChoice(name, root=root)), "-")
+
+
+def _try_meter(choice: MeterChoice) -> str:
+    from edge_awq.power.monitor import start_meter
+
+    with start_meter(choice) as meter:
+        source = meter.ready()
+        reading = meter.latest
+        watts = source.total_w(reading) if reading is not None else None
+        now = "" if watts is None else f"{watts:.1f} W now, "
+        return f"{choice.name}: {now}{source.total.scope or 'total unknown'} of {', '.join(source.total.rails)}"
+
+
+def _version(package: str, extra: str | None = None) -> str:
+    """Of a package that can be imported; ``extra``: what brings it, None where edge-awq cannot be without."""
+    from edge_awq.lazy import require
+
+    try:
+        module = require(package, extra or "")
+    except EdgeAwqError as error:
+        raise EdgeAwqError(f"{package} is not installed", error.hint if extra else "install edge-awq again") from error
+    return f"{package} {module.__version__}"
+
+
+def _attempt(subject: str, what: Callable[[], str], state: str) -> Finding:
+    """``state``: what it is if it fails."""
+    try:
+        return Finding(subject, what())
+    except EdgeAwqError as error:
+        return Finding(subject, error.message, error.hint, state)
+    except (ImportError, OSError) as error:  # a package that is there and does not load
+        return Finding(subject, f"{type(error).__name__}: {error}", "install it again", state)

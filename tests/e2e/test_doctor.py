@@ -1,0 +1,77 @@
+"""edge-awq doctor: what is tried, and what comes of it, on machines that stand-ins play."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from models import command
+
+from edge_awq.detect import Machine
+from edge_awq.doctor import examine
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "power"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "engine/trt"))
+from fake_cuda import ORIN
+from toy_bundle import install
+from trees import Board
+
+JETSON = ("nvidia,p3737-0000+p3701-0005", "nvidia,p3701-0005", "nvidia,tegra234")
+
+
+def found(machine):
+    """State and text by subject."""
+    return {finding.subject: (finding.state, finding.text, finding.hint) for finding in examine(machine)}
+
+
+@pytest.fixture
+def laptop(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGE_AWQ_METER_ROOT", str(tmp_path))
+    return Machine(None, (), (), 8 << 30, None, None)
+
+
+@pytest.fixture
+def jetson(tmp_path, monkeypatch):
+    Board(tmp_path, "agx-orin").set_total_w(12)
+    monkeypatch.setenv("EDGE_AWQ_METER_ROOT", str(tmp_path))
+    return Machine("Jetson AGX Orin", JETSON, (ORIN,), 62 << 30, "MODE_30W", 900.0)
+
+
+def test_a_laptop_without_a_gpu_lacks_nothing_that_it_needs(laptop):
+    things = found(laptop)
+    assert things["machine"][1].startswith("cpu: ") and "8.0 GiB" in things["machine"][1]
+    assert things["target cpu"][0] == things["edge-awq build"][0] == "ok"
+    assert things["targets for GPUs"][0] == "-" and "pycuda" not in things
+    assert not {finding.state for finding in examine(laptop)} & {"no"}
+
+
+def test_packages_that_are_missing_name_their_extra(laptop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    state, text, hint = found(laptop)["edge-awq build"]
+    assert (state, text, hint) == ("-", "torch is not installed", "pip install 'edge-awq[quantize]'")
+
+
+def test_a_jetson_that_has_all(jetson, monkeypatch):
+    install(monkeypatch)
+    things = found(jetson)
+    assert "jetson-agx-orin-64gb" in things["machine"][1] and "power mode MODE_30W" in things["machine"][1]
+    assert things["GPU"][1] == f"{ORIN.name}, compute capability 8.7, {ORIN.sm_count} multiprocessors"
+    assert [things[name][0] for name in ("pycuda", "plugins", "TensorRT")] == ["ok"] * 3
+    assert things["TensorRT"][1].startswith("10.3.0")
+    assert things["power"][0] == "ok" and "ina3221: 12.0 W now" in things["power"][1]
+
+
+def test_a_jetson_that_lacks_everything_says_how_to_get_it(jetson, monkeypatch, tmp_path):
+    for name in ("pycuda", "pycuda.driver", "tensorrt"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setenv("EDGE_AWQ_PLUGINS", str(tmp_path / "none.so"))
+    monkeypatch.setattr("edge_awq.doctor.read_machine", lambda: jetson)
+    done = command("doctor")
+    assert done.code == 1
+    for words in ("no  pycuda ", "no  plugins ", "no  TensorRT ", "sudo apt install nvidia-jetpack", "none.so",
+                  "pip install 'edge-awq[trt]'"):
+        assert words in done.out
+
+
+def test_the_command_on_this_machine():
+    done = command("doctor")
+    assert "ok  target cpu        onnxruntime" in done.out and not done.err
