@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.gpus import first_bus_id
 from edge_awq.lazy import require
 from edge_awq.power.base import MeterChoice, Reading, Source, Total
 from edge_awq.power.sysfs import is_tegra
@@ -94,7 +95,9 @@ class Nvml:
 
 
 def _first_gpu(nvml: Any) -> Any:
-    """The GPU that CUDA takes by default: the first of CUDA_VISIBLE_DEVICES, else the first of all."""
+    """The GPU that CUDA takes by default. NVML counts GPUs along the bus, CUDA from the fastest, so CUDA is asked."""
+    if nvml.nvmlDeviceGetCount() > 1 and (address := first_bus_id()) is not None:
+        return nvml.nvmlDeviceGetHandleByPciBusId(address)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if visible.startswith("GPU-"):
         return nvml.nvmlDeviceGetHandleByUUID(visible)
