@@ -14,7 +14,7 @@ from pathlib import Path
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.base import MeterChoice, Reading, Source
 from edge_awq.power.rails import find_totals, is_rail
-from edge_awq.power.sysfs import gpu_devfreq, read_number, read_text, temperatures_c
+from edge_awq.power.sysfs import gpu_devfreq, memory_clock_mhz, read_number, read_text, temperatures_c
 
 _CARRIER = "ina238"  # measures what the carrier board takes in; has no label
 _CHANNELS = (1, 2, 3)
@@ -65,7 +65,8 @@ class Ina3221:
         t_ns = time.monotonic_ns()
         gpu_c, junction_c = temperatures_c(self._root)
         gpu_mhz = read_number(self._devfreq / "cur_freq", 1e-6) if self._devfreq else None
-        return [Reading(t_ns, began_ns, rails_mw, gpu_mhz=gpu_mhz, temp_gpu_c=gpu_c, temp_tj_c=junction_c)]
+        return [Reading(t_ns, began_ns, rails_mw, gpu_mhz=gpu_mhz, emc_mhz=memory_clock_mhz(self._root)[0],
+                        temp_gpu_c=gpu_c, temp_tj_c=junction_c)]
 
 
 def _find_channels(root: Path) -> tuple[_Channel, ...]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from trees import BOARDS, SCOPES, TOTALS, Board, add_battery, add_rapl, write
 
+from edge_awq.detect import read_machine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power import battery, ina3221, rapl
 from edge_awq.power.base import MeterChoice
@@ -16,6 +17,7 @@ from edge_awq.power.energy import phase_energy
 from edge_awq.power.ina3221 import Ina3221
 from edge_awq.power.rapl import UDEV_RULE, Rapl
 from edge_awq.power.sysfs import is_tegra
+from edge_awq.runner.board import clocks, describe_board
 
 S = 1_000_000_000
 
@@ -107,6 +109,37 @@ def test_clocks_and_temperatures_are_read_beside_power(tmp_path):
     meter.open()
     (reading,) = meter.read()
     assert (reading.gpu_mhz, reading.temp_gpu_c, reading.temp_tj_c) == (918, 51.25, 53)
+
+
+def test_a_thors_clocks_are_those_of_its_own_devfreq_entries(tmp_path):
+    Board(tmp_path, "thor")
+    for name, mhz in {"bwmgr": 4266, "gpu-gpc-0": 1386, "gpu-nvd-0": 1692}.items():
+        write(tmp_path / f"sys/class/devfreq/{name}/cur_freq", str(mhz * 10**6))
+        write(tmp_path / f"sys/class/devfreq/{name}/max_freq", str(mhz * 10**6))
+    meter = Ina3221(choice(tmp_path))
+    meter.open()
+    (reading,) = meter.read()
+    assert (reading.gpu_mhz, reading.emc_mhz, clocks(tmp_path)["emc_max_mhz"]) == (1386, 4266, 4266)
+    assert read_machine(tmp_path, query=lambda: ()).gpu_max_mhz == 1386
+
+
+@pytest.mark.parametrize(("cap", "root_only", "limit"), [("2133000000", None, 2133), ("0", None, None),
+                                                         ("2133000000", "3199000000", 2133), ("0", "3199000000", 3199)])
+def test_the_modes_cap_of_the_memory_clock_needs_no_privilege(tmp_path, cap, root_only, limit):
+    write(tmp_path / "sys/kernel/nvpmodel_clk_cap/emc", cap)
+    if root_only:
+        write(tmp_path / "sys/kernel/debug/bpmp/debug/clk/emc/max_rate", root_only)
+    assert clocks(tmp_path)["emc_max_mhz"] == limit
+
+
+@pytest.mark.parametrize(("release", "l4t", "jetpack"), [
+    ("R36 (release), REVISION: 3.0", "36.3.0", "6.0"), ("R36 (release), REVISION: 5.0", "36.5.0", "6.2.2"),
+    ("R38 (release), REVISION: 2.1", "38.2.1", "7.0"), ("R39 (release), REVISION: 2.0", "39.2.0", "7.2"),
+    ("R35 (release), REVISION: 4.1", "35.4.1", None)])
+def test_a_release_of_jetson_linux_names_its_jetpack(tmp_path, release, l4t, jetpack):
+    write(tmp_path / "etc/nv_tegra_release", f"# {release}, GCID: 1, BOARD: generic, EABI: aarch64")
+    board = describe_board(tmp_path)
+    assert (board["l4t"], board["jetpack"]) == (l4t, jetpack)
 
 
 def test_rapl_counts_packages_and_survives_the_wrap_around(tmp_path, clock):
