@@ -12,7 +12,9 @@ CONF = "< POWER_MODEL ID=0 NAME=15W >\nGPU MAX_FREQ -1\n< POWER_MODEL ID=1 NAME=
 # what boards have in /proc/device-tree/compatible -> the profile
 BOARDS = {
     ("nvidia,p3737-0000+p3701-0005", "nvidia,p3701-0005", "nvidia,tegra234"): "jetson-agx-orin-64gb",
-    ("nvidia,p3737-0000+p3701-0000", "nvidia,p3701-0000", "nvidia,tegra234"): "jetson-agx-orin-32gb",
+    ("nvidia,p3737-0000+p3701-0000", "nvidia,p3701-0000", "nvidia,tegra234"): "jetson-agx-orin-devkit-32gb",
+    ("nvidia,p3737-0000+p3701-0004", "nvidia,p3701-0004", "nvidia,tegra234"): "jetson-agx-orin-32gb",
+    ("nvidia,p3768-0000+p3767-0002", "nvidia,p3767-0002", "nvidia,tegra234"): "jetson-orin-nx-16gb",
     ("nvidia,p3768-0000+p3767-0000-super", "nvidia,p3767-0000", "nvidia,tegra234"): "jetson-orin-nx-16gb",
     ("nvidia,p3768-0000+p3767-0001", "nvidia,tegra234"): "jetson-orin-nx-8gb",
     ("nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234"): "jetson-orin-nano-8gb",
@@ -39,7 +41,7 @@ def board(root, compatible, status="pmode:0001"):
     return root
 
 
-@pytest.mark.parametrize("compatible", BOARDS, ids=BOARDS.values())
+@pytest.mark.parametrize("compatible", BOARDS, ids=lambda names: names[0])
 def test_board_is_recognised(tmp_path, compatible):
     machine = read_machine(board(tmp_path, compatible), query=lambda: (ORIN,))
     assert machine.is_tegra
