@@ -69,6 +69,7 @@ def test_the_instant_field_comes_before_the_drivers_mean(measure):
         assert "running mean" in source.notes[0] and source.counter_min_s is None
         assert meter.latest.rails_mw == (20000,) and meter.latest.counter_j is None
         assert meter.latest.throttled is True
+        assert meter.latest.t_ns - meter.latest.began_ns >= 1e9  # nothing of a phase before it
 
 
 @pytest.mark.parametrize("without, words", [("instant,plain", "does not tell its power"), ("init", "Permission")])

@@ -1,5 +1,6 @@
 """INA3221, RAPL and battery over trees of files, on a clock that moves when told."""
 
+import itertools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from edge_awq.power import battery, ina3221, rapl
 from edge_awq.power.base import MeterChoice
 from edge_awq.power.battery import Battery
 from edge_awq.power.choose import candidates
-from edge_awq.power.energy import phase_energy
+from edge_awq.power.energy import hole_s, phase_energy
 from edge_awq.power.ina3221 import Ina3221
 from edge_awq.power.rapl import UDEV_RULE, Rapl
 from edge_awq.power.sysfs import is_tegra
@@ -76,6 +77,41 @@ def test_a_played_trace_comes_back_on_the_samples_own_clock(tmp_path, clock, nam
     energies = [phase_energy(source, readings, spans).energy_j for spans in (prefill, decode)]
     assert energies[0] == pytest.approx(8 * 20 * 0.4, rel=0.08)
     assert energies[1] == pytest.approx(8 * 12 * 3, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["trailing", "windows"])
+def test_monitors_that_average_take_nothing_from_before_a_phase(tmp_path, clock, kind):
+    """5 W, then 20 W for 6 s, through a chip that shows means over 0.43 s, as Jetson Linux sets it: 1 %, not 7 %."""
+    board, shown_w, window_w = Board(tmp_path, "agx-orin"), 5.0, []
+    for chip in (tmp_path / "sys/class/hwmon").iterdir():
+        write(chip / "update_interval", "430")
+    meter = Ina3221(choice(tmp_path))
+    board.set_total_w(5)
+    source, readings = meter.open(), []
+    for tick in range(1200):  # hundredths of a second
+        power_w = 20 if 300 <= tick < 900 else 5
+        window_w = [*window_w, power_w] if len(window_w) < 43 else [power_w]
+        if kind == "trailing":
+            shown_w += (power_w - shown_w) / 43
+        elif len(window_w) == 43:
+            shown_w = sum(window_w) / 43
+        board.set_total_w(shown_w)
+        clock.now_ns += S // 100
+        if tick % 10 == 7:
+            readings += meter.read()
+    energy = phase_energy(source, readings, [(103 * S, 109 * S)])
+    assert energy.energy_j == pytest.approx(20 * 6, rel=0.01)
+    assert "the first 1.3 s of a phase" in source.notes[0]
+    assert phase_energy(source, readings, [(103 * S, 104 * S)]).problem == "phase_too_short"
+
+
+def test_a_monitor_whose_reading_takes_long_is_no_lost_one(tmp_path, monkeypatch):
+    """The kernel may wait for a conversion in each of its reads."""
+    Board(tmp_path, "orin-nx")
+    now_s = itertools.count(100.0, 2.6)
+    monkeypatch.setattr(ina3221.time, "monotonic", lambda: next(now_s))
+    source = Ina3221(choice(tmp_path)).open()
+    assert source.interval_s == pytest.approx(2.6) and hole_s(source) > 2.6
 
 
 def test_unknown_rails_have_no_total_and_say_so(tmp_path):
