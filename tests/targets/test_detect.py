@@ -20,6 +20,7 @@ BOARDS = {
     ("nvidia,p3768-0000+p3767-0005-super", "nvidia,p3767-0005", "nvidia,tegra234"): "jetson-orin-nano-8gb",
     ("nvidia,p3509-0000+p3767-0004", "nvidia,p3767-0004", "nvidia,tegra234"): "jetson-orin-nano-4gb",
     ("nvidia,p4071-0000+p3834-0008", "nvidia,p3834-0008", "nvidia,tegra264"): "jetson-thor-t5000",
+    ("nvidia,p4071-0000+p3834-0000", "nvidia,p3834-0000", "nvidia,tegra264"): "jetson-thor-t4000",
 }
 ORIN = Gpu("Orin", (8, 7), 8, 7618 << 20, True, None, 2 << 20, 1020.0)
 
