@@ -20,6 +20,7 @@ from edge_awq.power.base import MeterChoice, Reading, Source
 from edge_awq.power.ina3221 import settling_notes, settling_ns
 from edge_awq.power.rails import find_totals
 
+_FIRST_S = 6.0  # for the service's first sample
 _STARVED_S = 3.0  # the service answers, but its sensors' values do not change any more
 _PACING_S, _PACING_SAMPLES, _SLOW = 3.0, 4, 1.5  # for how long its pace is looked at, how many samples; what is slow
 _REMEDIES = (
@@ -46,12 +47,16 @@ def connect(interval_s: float, socket: str | None) -> tuple[Any, tuple[type[Exce
     if socket is not None:
         service.JTOP_PIPE = socket  # read whenever a client is made
     failures = (jtop.JtopException, EOFError, OSError)
-    client = jtop.jtop(interval_s)
-    try:
-        client.start()
-    except failures as error:
-        raise refused(error) from error
-    return client, failures, jtop.__version__
+    end_s = time.monotonic() + _FIRST_S
+    while True:
+        client = jtop.jtop(interval_s)
+        try:
+            client.start()
+            return client, failures, jtop.__version__
+        except failures as error:
+            # Its first client has three intervals' patience, and the service's first look at the board may take longer.
+            if "Error connection" not in str(error) or time.monotonic() > end_s:
+                raise refused(error) from error
 
 
 class Jtop:

@@ -163,6 +163,14 @@ def test_a_service_without_power_rails(tmp_path, serve, measure, version):
     refused(measure(version), "no power rails", "--meter none")
 
 
+def test_a_service_that_is_slow_at_first_is_waited_for(tmp_path, serve, measure, version, monkeypatch):
+    """jetson-stats' client gives up after three intervals, where the service has not measured anything yet."""
+    monkeypatch.setenv("STAND_IN_FIRST_S", "1.5")
+    serve(version, Board(tmp_path, "orin-nx").i2c)
+    with measure(version) as meter:
+        assert meter.ready().backend == "jtop"
+
+
 def test_a_service_that_hangs(tmp_path, serve, measure, version):
     server = serve(version, Board(tmp_path, "orin-nx").i2c)
     os.killpg(server.pid, signal.SIGSTOP)
