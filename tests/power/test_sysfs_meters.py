@@ -195,6 +195,20 @@ def test_rapl_counts_packages_and_survives_the_wrap_around(tmp_path, clock):
     assert energy.rails_j == pytest.approx({"package-0": 30 * 4.75, "package-1": 20 * 4.75})
 
 
+def test_a_counter_that_began_anew_is_no_wrap_around(tmp_path, clock):
+    """A machine that slept: the clock stood still, and the counter is near 0 again."""
+    folder = add_rapl(tmp_path, {"package-0": 200_000_000_000})
+    meter = Rapl(choice(tmp_path))
+    meter.open()
+    for energy_uj, power_mw in ((200_002_000_000, 20_000), (1_000_000, None)):
+        clock.now_ns += S // 10
+        write(folder / "intel-rapl:0/energy_uj", str(energy_uj))
+        if power_mw is not None:
+            assert meter.read()[0].rails_mw == (power_mw,)
+    with pytest.raises(EdgeAwqError, match="began anew"):
+        meter.read()
+
+
 def test_a_failed_read_of_a_counter_is_missing_and_loses_nothing(tmp_path, clock):
     folder = add_rapl(tmp_path, {"package-0": 0})
     meter = Rapl(choice(tmp_path))
@@ -292,3 +306,15 @@ def test_the_platform_decides_what_auto_tries(tmp_path):
 def test_the_release_file_alone_makes_a_jetson(tmp_path):
     write(tmp_path / "etc/nv_tegra_release", "# R36")
     assert is_tegra(Path(tmp_path))
+
+
+def test_a_battery_that_tells_no_power_takes_nothing_from_the_others(tmp_path, clock):
+    add_battery(tmp_path, "BAT0", power_now=12_000_000)
+    add_battery(tmp_path, "BAT1", status="Unknown", present=0)
+    meter = Battery(choice(tmp_path))
+    source = meter.open()
+    (reading,) = meter.read()
+    assert source.rails == ("BAT0",) and source.total_w(reading) == 12
+    (tmp_path / "sys/class/power_supply/BAT0/power_now").unlink()
+    with pytest.raises(EdgeAwqError, match="tells its power"):
+        meter.open()
