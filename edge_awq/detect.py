@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edge_awq.gpus import Gpu, query_gpus
 from edge_awq.memory import meminfo_bytes
+from edge_awq.power.sysfs import gpu_devfreq, read_number
 from edge_awq.target import DEFAULT, Device, Limits, Match, Mode, QuantSpec, Reserve, Target, find_target, load_targets
 
 OLDEST_GPU = (8, 0)  # compute capability that the kernels are built for at least
@@ -57,14 +58,14 @@ def read_machine(root: Path | None = None, query: Callable[[], tuple[Gpu, ...]] 
         root: where its files are; None: where ``EDGE_AWQ_METER_ROOT`` says (a container may have them elsewhere), or /.
     """
     root = root or Path(os.environ.get("EDGE_AWQ_METER_ROOT") or "/")
-    tree = root / "proc/device-tree"
+    tree, devfreq = root / "proc/device-tree", gpu_devfreq(root)
     return Machine(
         model=_text(tree / "model"),
         compatible=tuple((_text(tree / "compatible") or "").split("\0")) if (tree / "compatible").is_file() else (),
         gpus=query(),
         memory_bytes=meminfo_bytes("MemTotal", root / "proc/meminfo") or meminfo_bytes("MemTotal"),
         power_mode=_power_mode(root),
-        gpu_max_mhz=_gpu_max_mhz(root / "sys/class/devfreq"),
+        gpu_max_mhz=read_number(devfreq / "max_freq", 1e-6) if devfreq else None,
     )
 
 
@@ -136,11 +137,3 @@ def _power_mode(root: Path) -> str | None:
     number = _MODE_ID.search(_text(root / "var/lib/nvpmodel/status") or "")
     names = dict(_MODE_NAME.findall(_text(root / "etc/nvpmodel.conf") or ""))
     return names.get(number[1]) if number else None
-
-
-def _gpu_max_mhz(folder: Path) -> float | None:
-    """The highest clock that devfreq allows the GPU; its entry is called after its address: 17000000.gpu, .ga10b."""
-    for entry in sorted(folder.glob("*")):
-        if re.search(r"\.(gpu|ga10b|gb10b|gv11b)$", entry.name) and (text := _text(entry / "max_freq")):
-            return int(text) / 1e6
-    return None

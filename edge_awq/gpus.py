@@ -32,15 +32,31 @@ def query_gpus(library: Any = None) -> tuple[Gpu, ...]:
     Args:
         library: stands in for libcuda in tests.
     """
-    if library is None:
-        try:
-            library = ctypes.CDLL("libcuda.so.1")
-        except OSError:
-            return ()
+    library = library or _driver()
     count = ctypes.c_int()
-    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
+    if library is None or library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
         return ()
     return tuple(gpu for index in range(count.value) if (gpu := _query(library, index)) is not None)
+
+
+def first_bus_id(library: Any = None) -> str | None:
+    """PCI address of CUDA's device 0: the fastest GPU, not the first on the bus, unless CUDA_DEVICE_ORDER says so.
+
+    Args:
+        library: stands in for libcuda in tests.
+    """
+    library = library or _driver()
+    device, address = ctypes.c_int(), ctypes.create_string_buffer(32)
+    if library is None or library.cuInit(0) or library.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    return None if library.cuDeviceGetPCIBusId(address, len(address), device) else address.value.decode()
+
+
+def _driver() -> Any:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
 
 
 def _query(library: Any, index: int) -> Gpu | None:

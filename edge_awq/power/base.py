@@ -90,7 +90,8 @@ class Reading:
     """One sample; None is "not measured", never 0.
 
     Attributes:
-        t_ns: when its values were there, CLOCK_MONOTONIC; began_ns: when the source began to read them.
+        t_ns: when its values were there, CLOCK_MONOTONIC; began_ns: when the source began to read them, or when the
+            stretch began that they are means of.
         rails_mw: milliwatts in the order of Source.rails.
         counter_j: joules that an energy counter has counted since any fixed moment.
         source_uptime_s: the source's own stamp, CLOCK_BOOTTIME.

@@ -36,6 +36,11 @@ class Battery:
             status = ", ".join(f"{path.name} {read_text(path / 'status') or 'unknown'}" for path in self._folders)
             raise EdgeAwqError(f"battery: the machine does not run on it ({status})",
                                hint="unplug the charger: with it, the battery says nothing about the machine's power")
+        # A bay may be empty, and a battery that rests may have no gauge to ask.
+        self._folders = [path for path in self._folders if _power_mw(path) is not None]
+        if not self._folders:
+            raise EdgeAwqError(f"battery: none in {folder} tells its power",
+                               hint="choose another meter, or --meter none")
         rails = tuple(path.name for path in self._folders)
         note = "whole laptop, display included; values are renewed every 1 to 30 s"
         return Source("battery", None, rails, Total("system-battery", rails), self._interval_s, notes=(note,))

@@ -7,16 +7,22 @@ uptime did not change are dropped. ``avg`` is no mean over any stretch of ours, 
 
 from __future__ import annotations
 
+import itertools
 import queue
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.base import MeterChoice, Reading, Source
+from edge_awq.power.ina3221 import settling_notes, settling_ns
 from edge_awq.power.rails import find_totals
 
+_FIRST_S = 6.0  # for the service's first sample
 _STARVED_S = 3.0  # the service answers, but its sensors' values do not change any more
+_PACING_S, _PACING_SAMPLES, _SLOW = 3.0, 4, 1.5  # for how long its pace is looked at, how many samples; what is slow
 _REMEDIES = (
     ("not active", "start it with 'sudo systemctl start jtop'; in a container mount /run, a socket alone goes stale"),
     ("access", "'sudo usermod -aG jtop $USER' and log in again; in a container add --group-add with the gid of jtop"),
@@ -41,12 +47,16 @@ def connect(interval_s: float, socket: str | None) -> tuple[Any, tuple[type[Exce
     if socket is not None:
         service.JTOP_PIPE = socket  # read whenever a client is made
     failures = (jtop.JtopException, EOFError, OSError)
-    client = jtop.jtop(interval_s)
-    try:
-        client.start()
-    except failures as error:
-        raise refused(error) from error
-    return client, failures, jtop.__version__
+    end_s = time.monotonic() + _FIRST_S
+    while True:
+        client = jtop.jtop(interval_s)
+        try:
+            client.start()
+            return client, failures, jtop.__version__
+        except failures as error:
+            # Its first client has three intervals' patience, and the service's first look at the board may take longer.
+            if "Error connection" not in str(error) or time.monotonic() > end_s:
+                raise refused(error) from error
 
 
 class Jtop:
@@ -56,9 +66,11 @@ class Jtop:
 
     def __init__(self, choice: MeterChoice) -> None:
         self._interval_s = choice.interval_s
+        self._settling_ns = settling_ns(Path(choice.root))
         self._socket = choice.jtop_socket
         self._samples: queue.SimpleQueue[tuple[int, float, dict[str, Any]]] = queue.SimpleQueue()
         self._last_uptime_s: float | None = None
+        self._early: list[tuple[int, float, dict[str, Any]]] = []
 
     def open(self) -> Source:
         """Connect; hangs when the service does."""
@@ -67,16 +79,31 @@ class Jtop:
         if not self._rails:
             raise EdgeAwqError("jtop: the service reports no power rails on this machine",
                                hint="it measures power on Jetson boards only; choose another meter, or --meter none")
+        self._last_uptime_s = self._client.uptime.total_seconds()  # may be of the service's last client, long ago
         self._client.attach(self._take)
         self._heard_s = time.monotonic()
         total, others, notes = find_totals(self._rails)
-        return Source("jtop", version, self._rails, total, self._client.interval, others, notes=notes)
+        return Source("jtop", version, self._rails, total, self._pace_s(), others,
+                      notes=notes + settling_notes(self._settling_ns))
+
+    def _pace_s(self) -> float:
+        """Seconds from sample to sample: the service's interval, or what its own reading takes where that is longer."""
+        if self._client.interval >= _PACING_S:
+            return self._client.interval
+        end_s = time.monotonic() + _PACING_S
+        with suppress(queue.Empty):
+            while len(self._early) < _PACING_SAMPLES:
+                self._early.append(self._samples.get(timeout=max(end_s - time.monotonic(), 0)))
+        steps_s = [after[1] - before[1] for before, after in itertools.pairwise(self._early)]
+        shortest_s = min(steps_s, default=_PACING_S)
+        return shortest_s if shortest_s > _SLOW * self._client.interval else self._client.interval
 
     def read(self) -> Sequence[Reading]:
         """Every new sample, after waiting for one."""
-        found = []
+        found, self._early = self._early, []
         try:
-            found.append(self._samples.get(timeout=max(self._client.interval, self._interval_s)))
+            if not found:
+                found.append(self._samples.get(timeout=max(self._client.interval, self._interval_s)))
             while True:
                 found.append(self._samples.get_nowait())
         except queue.Empty:
@@ -108,7 +135,7 @@ class Jtop:
         temperature_c = {name.lower(): zone["temp"] for name, zone in zones if zone.get("online")}
         memory, frequency = values["memory"], gpu.get("freq", {})
         return Reading(
-            t_ns, _began_ns(t_ns, uptime_s), tuple(power_mw.get(rail) for rail in self._rails),
+            t_ns, _began_ns(t_ns, uptime_s) - self._settling_ns, tuple(power_mw.get(rail) for rail in self._rails),
             source_uptime_s=uptime_s, gpu_load_pct=gpu.get("status", {}).get("load"),
             gpu_mhz=_scaled(frequency.get("cur"), 1e-3), emc_mhz=_scaled(memory.get("EMC", {}).get("cur"), 1e-3),
             ram_used_bytes=_scaled(memory.get("RAM", {}).get("used"), 1024),

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.gpus import first_bus_id
 from edge_awq.lazy import require
 from edge_awq.power.base import MeterChoice, Reading, Source, Total
 from edge_awq.power.sysfs import is_tegra
 
 RAIL = "GPU"
 _POWER_INSTANT = 186  # NVML_FI_DEV_POWER_INSTANT, milliwatt
+_MEAN_NS = 1_000_000_000  # the stretch that the plain query's answer is a mean of
 _COUNTER_MIN_S = 1.0  # the counter moves in steps of up to 0.1 s
 # Reasons other than idle and limits that the user set: nvmlClocksEventReasons in nvml.h.
 _THROTTLED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80  # power cap, hardware slowdown, thermal by software and hardware, brake
@@ -49,8 +51,9 @@ class Nvml:
             raise EdgeAwqError("nvml: this GPU does not tell its power",
                                hint="some laptop GPUs do not; choose another meter, or --meter none")
         self._power_mw: Callable[[], float | None] = self._instant_mw
-        notes = []
+        notes, self._mean_ns = [], 0
         if instant is None:
+            self._mean_ns = _MEAN_NS
             self._power_mw = lambda: self._ask("nvmlDeviceGetPowerUsage")
             notes.append("power is the driver's running mean, of one second on Ampere and newer")
         counter = self._ask("nvmlDeviceGetTotalEnergyConsumption") is not None
@@ -67,7 +70,7 @@ class Nvml:
         load, memory = self._ask("nvmlDeviceGetUtilizationRates"), self._ask("nvmlDeviceGetMemoryInfo")
         reasons = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         return [Reading(
-            t_ns, began_ns, (power_mw,), None if counter_mj is None else counter_mj / 1e3,
+            t_ns, began_ns - self._mean_ns, (power_mw,), None if counter_mj is None else counter_mj / 1e3,
             gpu_load_pct=None if load is None else load.gpu,
             gpu_mhz=self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_GRAPHICS),
             emc_mhz=self._ask("nvmlDeviceGetClockInfo", self._nvml.NVML_CLOCK_MEM),
@@ -94,7 +97,9 @@ class Nvml:
 
 
 def _first_gpu(nvml: Any) -> Any:
-    """The GPU that CUDA takes by default: the first of CUDA_VISIBLE_DEVICES, else the first of all."""
+    """The GPU that CUDA takes by default. NVML counts GPUs along the bus, CUDA from the fastest, so CUDA is asked."""
+    if nvml.nvmlDeviceGetCount() > 1 and (address := first_bus_id()) is not None:
+        return nvml.nvmlDeviceGetHandleByPciBusId(address)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     if visible.startswith("GPU-"):
         return nvml.nvmlDeviceGetHandleByUUID(visible)

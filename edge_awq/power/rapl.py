@@ -20,6 +20,7 @@ UDEV_RULE = ('SUBSYSTEM=="powercap", KERNEL=="intel-rapl:[0-9]*", ACTION=="add",
 _PERMISSION = ("since Linux 5.10 only root may read it; to let a group do so: 'sudo groupadd -f power', 'sudo usermod "
                f"-aG power $USER', this line in /etc/udev/rules.d/70-rapl.rules, and a restart: {UDEV_RULE}")
 _SHORTEST_NS = 10_000_000  # the counter's own steps would be the power of anything shorter
+_HIGHEST_W = 10_000.0  # no package draws so much: the counter began anew while the machine slept
 _LONGEST_INTERVAL_S = 1.0  # far below the time in which a counter wraps around twice
 
 
@@ -37,6 +38,9 @@ class _Package:
         """Whether the counter could be read, and milliwatts since it was last read.
 
         A reading that failed is no zero, which would look like a wrap-around; the next one spans the gap.
+
+        Raises:
+            EdgeAwqError: the counter lost what it had counted.
         """
         now_j, now_ns = read_number(self.file, 1e-6), time.monotonic_ns()
         if now_j is None:
@@ -50,6 +54,8 @@ class _Package:
                 return False, None
             step_j += self._range_j
         elapsed_ns = now_ns - before[0]
+        if step_j > _HIGHEST_W * max(elapsed_ns, _SHORTEST_NS) / 1e9:
+            raise EdgeAwqError(f"rapl: {self.file} began anew", hint="measure again; a machine that sleeps does this")
         if step_j == 0 and elapsed_ns >= _SHORTEST_NS:
             return False, None  # virtual machines show counters that stand still
         self.joules += step_j

@@ -38,6 +38,18 @@ def gpu_devfreq(root: Path) -> Path | None:
     return next((path for path, name in names.items() if any(word in name for word in ("gpu", "gv11b", "ga10b"))), None)
 
 
+def memory_clock_mhz(root: Path) -> tuple[float | None, float | None]:
+    """The memory's clock on a Jetson and its limit in this power mode, each None where it may not be read.
+
+    Since JetPack 7 both are devfreq's, for everybody. Before, the clock is root's, and nvpmodel's cap is for everybody.
+    """
+    devfreq, debug = root / "sys/class/devfreq/bwmgr", root / "sys/kernel/debug/bpmp/debug/clk/emc"
+    if devfreq.exists():
+        return read_number(devfreq / "cur_freq", 1e-6), read_number(devfreq / "max_freq", 1e-6)
+    limits = [read_number(debug / "max_rate", 1e-6), read_number(root / "sys/kernel/nvpmodel_clk_cap/emc", 1e-6)]
+    return read_number(debug / "rate", 1e-6), min(filter(None, limits), default=None)  # a cap of 0 is none
+
+
 def temperatures_c(root: Path) -> tuple[float | None, float | None]:
     """Temperature of the GPU and the hottest junction; zones that are switched off give no value."""
     found: dict[str, float] = {}

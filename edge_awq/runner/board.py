@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_awq.power.sysfs import gpu_devfreq, read_number, read_text, temperatures_c
+from edge_awq.power.sysfs import gpu_devfreq, memory_clock_mhz, read_number, read_text, temperatures_c
 
 THROTTLED = "throttled"
-_JETPACKS = {"36.3": "6.0", "36.4": "6.1", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "36.4.7": "6.2.1",
-             "36.5": "6.2.2", "36.5.0": "6.2.2", "39.2.0": "7.2"}
+_JETPACKS = {"36.2.0": "6.0", "36.3.0": "6.0", "36.4.0": "6.1", "36.4.2": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1",
+             "36.4.7": "6.2.1", "36.5.0": "6.2.2", "36.5.2": "6.2.3", "38.2.0": "7.0", "38.2.1": "7.0", "38.2.2": "7.0",
+             "38.4.0": "7.1", "39.2.0": "7.2", "39.2.1": "7.2.1", "39.2.2": "7.2.2"}
 
 
 def describe_board(root: Path = Path("/")) -> dict[str, str | None] | None:
@@ -48,12 +49,12 @@ def power_modes(root: Path = Path("/")) -> dict[int, str]:
 
 def clocks(root: Path = Path("/")) -> dict[str, Any]:
     """Clocks now and their limits; ``jetson_clocks`` is whether the GPU's is fixed at its limit."""
-    devfreq, emc = gpu_devfreq(root), root / "sys/kernel/debug/bpmp/debug/clk/emc"  # emc: root only
+    devfreq, (emc_cur_mhz, emc_max_mhz) = gpu_devfreq(root), memory_clock_mhz(root)
     cpu = root / "sys/devices/system/cpu/cpu0/cpufreq"
     gpu = {name: read_number(devfreq / f"{name}_freq", 1e-6) if devfreq else None for name in ("cur", "min", "max")}
     return {
         "gpu_cur_mhz": gpu["cur"], "gpu_max_mhz": gpu["max"],
-        "emc_cur_mhz": read_number(emc / "rate", 1e-6), "emc_max_mhz": read_number(emc / "max_rate", 1e-6),
+        "emc_cur_mhz": emc_cur_mhz, "emc_max_mhz": emc_max_mhz,
         "cpu_cur_mhz": read_number(cpu / "scaling_cur_freq", 1e-3),
         "cpu_max_mhz": read_number(cpu / "scaling_max_freq", 1e-3), "cpu_governor": read_text(cpu / "scaling_governor"),
         "jetson_clocks": None if None in gpu.values() else gpu["min"] == gpu["max"],

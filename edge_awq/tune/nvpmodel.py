@@ -17,7 +17,7 @@ from typing import Any
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.sysfs import is_tegra
 from edge_awq.runner.board import power_mode, power_modes
-from edge_awq.tune.setters import PowerMode, Setter, find_setter
+from edge_awq.tune.setters import PowerMode, Setter, allowed, find_setter
 
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal is gone
 _BY_HAND = "try 'sudo nvpmodel -m {}' by hand"
@@ -88,7 +88,7 @@ class ModeSwitch:
         Raises:
             EdgeAwqError: it cannot be set back.
         """
-        with _on_signals(_interrupt, _ENDINGS[1:]):
+        with allowed(self._setter), _on_signals(_interrupt, _ENDINGS[1:]):
             try:
                 yield
             finally:

@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ AUTO, NVPMODEL, JTOP = "auto", "nvpmodel", "jtop"
 WAYS = (AUTO, NVPMODEL, JTOP)
 JTOP_SOCKET = "/run/jtop.sock"
 _ANSWER_S = 120.0  # sudo may ask for a password
+_RENEW_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,47 @@ class NvpmodelSetter:
     def __call__(self, mode: PowerMode) -> str | None:
         """Set ``mode``."""
         try:
-            done = subprocess.run([*self.command, "-m", str(mode.number)], input="no\n", stdout=subprocess.PIPE,
-                                  stderr=subprocess.STDOUT, text=True, errors="replace", timeout=_ANSWER_S, check=False)
+            code, said = _answer_no([*self.command, "-m", str(mode.number)])
         except subprocess.TimeoutExpired:
             return f"{NVPMODEL} gave no answer within {_ANSWER_S:g} s"
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
         if any("reboot" in line.lower() for line in lines):
             return "it needs a reboot"
-        if done.returncode == 0:
+        if code == 0:
             return None
-        return lines[-1] if lines else f"{NVPMODEL} ended with code {done.returncode}"
+        return lines[-1] if lines else f"{NVPMODEL} ended with code {code}"
+
+
+@contextmanager
+def allowed(setter: Setter) -> Iterator[None]:
+    """Inside, sudo asks for no password again: it forgets one in 15 minutes, and the last mode is set after hours."""
+    stop = threading.Event()
+    if isinstance(setter, NvpmodelSetter) and len(setter.command) > 1:
+        threading.Thread(target=_renew, args=(setter.command[0], stop), daemon=True, name="sudo").start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def _renew(sudo: str, stop: threading.Event) -> None:
+    while not stop.wait(_RENEW_S):
+        with suppress(OSError):
+            subprocess.run([sudo, "-n", "-v"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL, check=False)
+
+
+def _answer_no(command: Sequence[str]) -> tuple[int, str]:
+    """Exit code and output. Not subprocess.run, whose way to end it fails: nobody but root may kill sudo."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, errors="replace")
+    try:
+        said, _ = process.communicate("no\n", _ANSWER_S)
+    except BaseException:  # also an interrupt, which must stay one
+        with suppress(PermissionError):
+            process.kill()
+        raise
+    return process.returncode, said
 
 
 @dataclass(frozen=True)

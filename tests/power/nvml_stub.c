@@ -26,6 +26,10 @@ int nvmlShutdown(void) { return SUCCESS; }
 const char *nvmlErrorString(int code) { return code == NO_PERMISSION ? "Insufficient Permissions" : "Not Supported"; }
 int nvmlSystemGetDriverVersion(char *out, unsigned length) { return text(out, length, "580.1"); }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **gpu) { *gpu = (void *)(size_t)(index + 1); return SUCCESS; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return SUCCESS; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *address, void **gpu) {
+    return nvmlDeviceGetHandleByIndex_v2(strcmp(address, "0000:65:00.0") == 0, gpu);
+}
 int nvmlDeviceGetName(void *gpu, char *out, unsigned length) {
     return text(out, length, gpu == (void *)2 ? "Second GPU" : "Stand-in GPU");
 }

@@ -11,12 +11,14 @@ import subprocess
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from real_jtop import VERSIONS, python_of, service
-from trees import BOARDS, SCOPES, TOTALS, Board
+from trees import BOARDS, SCOPES, TOTALS, Board, write
 
 from edge_awq.errors import EdgeAwqError
+from edge_awq.power import jtop
 from edge_awq.power.base import MeterChoice
 from edge_awq.power.monitor import start_meter
 
@@ -161,6 +163,14 @@ def test_a_service_without_power_rails(tmp_path, serve, measure, version):
     refused(measure(version), "no power rails", "--meter none")
 
 
+def test_a_service_that_is_slow_at_first_is_waited_for(tmp_path, serve, measure, version, monkeypatch):
+    """jetson-stats' client gives up after three intervals, where the service has not measured anything yet."""
+    monkeypatch.setenv("STAND_IN_FIRST_S", "1.5")
+    serve(version, Board(tmp_path, "orin-nx").i2c)
+    with measure(version) as meter:
+        assert meter.ready().backend == "jtop"
+
+
 def test_a_service_that_hangs(tmp_path, serve, measure, version):
     server = serve(version, Board(tmp_path, "orin-nx").i2c)
     os.killpg(server.pid, signal.SIGSTOP)
@@ -204,3 +214,22 @@ def test_a_service_that_dies_leaves_no_number(tmp_path, serve, measure, version,
         energy = meter.energy([(start_ns, time.monotonic_ns())])
     assert (energy.energy_j, energy.problem) == (None, "sampler_lost")
     assert [code for code, _ in meter.warnings] == ["sampler_lost"]
+
+
+def test_what_the_monitors_average_counts_as_begun_before(tmp_path, serve, measure, version):
+    board = Board(tmp_path, "orin-nx")
+    write(tmp_path / "sys/class/hwmon/hwmon0/update_interval", "430")
+    serve(version, board.i2c)
+    with measure(version) as meter:
+        assert "the first 1.3 s of a phase" in meter.ready().notes[0]
+        assert meter.latest.t_ns - meter.latest.began_ns >= 1.29e9
+
+
+@pytest.mark.parametrize(("cycle_s", "pace_s"), [(0.1, 0.1), (0.12, 0.1), (0.9, 0.9)])
+def test_a_service_whose_own_reading_takes_longer_has_that_pace(cycle_s, pace_s):
+    """It then says 0.1 s and takes what its drivers take."""
+    meter = jtop.Jtop(MeterChoice("jtop"))
+    meter._client = SimpleNamespace(interval=0.1)
+    for index in range(4):
+        meter._samples.put((0, 50 + index * cycle_s, {}))
+    assert meter._pace_s() == pytest.approx(pace_s) and len(meter._early) == 4

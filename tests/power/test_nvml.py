@@ -13,17 +13,20 @@ from edge_awq.power.base import MeterChoice
 from edge_awq.power.monitor import start_meter
 
 pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed; pip install 'edge-awq[nvml]'")
-STUB = Path(__file__).with_name("nvml_stub.c")
+STUB, CUDA_STUB = (Path(__file__).with_name(name) for name in ("nvml_stub.c", "cuda_stub.c"))
+
+
+def compile_library(source, target):
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no C compiler; apt-get install gcc")
+    subprocess.run([compiler, "-x", "c", "-shared", "-fPIC", "-Wall", "-Werror", "-o", target, source], check=True)
 
 
 @pytest.fixture(scope="session")
 def library_folder(tmp_path_factory):
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no C compiler; apt-get install gcc")
     folder = tmp_path_factory.mktemp("nvml")
-    command = [compiler, "-x", "c", "-shared", "-fPIC", "-Wall", "-Werror", "-o", folder / "libnvidia-ml.so.1", STUB]
-    subprocess.run(command, check=True)
+    compile_library(STUB, folder / "libnvidia-ml.so.1")
     return folder
 
 
@@ -66,6 +69,7 @@ def test_the_instant_field_comes_before_the_drivers_mean(measure):
         assert "running mean" in source.notes[0] and source.counter_min_s is None
         assert meter.latest.rails_mw == (20000,) and meter.latest.counter_j is None
         assert meter.latest.throttled is True
+        assert meter.latest.t_ns - meter.latest.began_ns >= 1e9  # nothing of a phase before it
 
 
 @pytest.mark.parametrize("without, words", [("instant,plain", "does not tell its power"), ("init", "Permission")])
@@ -88,6 +92,13 @@ def test_without_a_driver_it_says_so(measure, monkeypatch):
 
 def test_the_gpu_that_cuda_takes_is_the_one_measured(measure, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    with measure() as meter:
+        assert meter.ready().details["device"] == "Second GPU"
+
+
+def test_it_is_cudas_first_gpu_not_the_first_one_on_the_bus(measure, library_folder, tmp_path, monkeypatch):
+    compile_library(CUDA_STUB, tmp_path / "libcuda.so.1")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{library_folder}:{tmp_path}")
     with measure() as meter:
         assert meter.ready().details["device"] == "Second GPU"
 

@@ -15,6 +15,7 @@ JETSON = "jetson-orin-nano-8gb"
 DEVICES = {
     "jetson-agx-orin-64gb": ("8.7", 16, 204.8, 4, 64),
     "jetson-agx-orin-32gb": ("8.7", 14, 204.8, 4, 32),
+    "jetson-agx-orin-devkit-32gb": ("8.7", 16, 204.8, 4, 32),
     "jetson-orin-nx-16gb": ("8.7", 8, 102.4, 2, 16),
     "jetson-orin-nx-8gb": ("8.7", 8, 102.4, 2, 8),
     "jetson-orin-nano-8gb": ("8.7", 8, 102.4, 2, 8),

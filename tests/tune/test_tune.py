@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from boards import MODES, TEMP_C, WATTS, ModedBoard, write
 from models import assert_refused, command, make_model
 
 from edge_awq.bench.results import read_results
-from edge_awq.tune import nvpmodel
+from edge_awq.tune import nvpmodel, setters
 
 NEVER_ENDS = 10**6  # repeats
 
@@ -117,6 +118,44 @@ def test_a_mode_that_was_interrupted_half_way_is_set_back_too(board):
     with pytest.raises(nvpmodel.ModeRefused), switch.restored():
         switch.set(switch.find(["BROKEN"])[0])
     assert board.calls == ["-m 4", "-m 0"]
+
+
+def sudo(board, text):
+    write(board.root / "bin/sudo", f"#!/bin/sh\n{text}")
+    (board.root / "bin/sudo").chmod(0o755)
+    return setters.NvpmodelSetter((str(board.root / "bin/sudo"), str(board.root / "bin/nvpmodel")))
+
+
+@pytest.mark.parametrize("ending", [None, KeyboardInterrupt], ids=["no answer", "interrupted"])
+def test_sudo_that_may_not_be_killed_hides_nothing(board, monkeypatch, ending):
+    """It belongs to root, so a user's signal to it is refused."""
+    def refuse(process):
+        raise PermissionError(1, "Operation not permitted")
+
+    def communicate(process, *arguments):
+        raise ending
+
+    monkeypatch.setattr(setters, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(subprocess.Popen, "kill", refuse)
+    setter = sudo(board, "exec sleep 2")
+    if ending is None:
+        assert setter(nvpmodel.PowerMode(1, "10W")) == "nvpmodel gave no answer within 0.2 s"
+    else:
+        monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
+        with pytest.raises(KeyboardInterrupt):
+            setter(nvpmodel.PowerMode(1, "10W"))
+
+
+def test_sudo_is_kept_from_asking_again_before_the_mode_is_set_back(board, monkeypatch):
+    monkeypatch.setattr(setters, "_RENEW_S", 0.01)
+    said = board.root / "sudo"
+    switch = nvpmodel.ModeSwitch(board.root, sudo(board, f'echo "$1 $2" >> {said}; [ "$1" = -n ] || exec "$@"'))
+    with switch.restored():
+        switch.set(switch.find(["15W"])[0])
+        deadline = time.monotonic() + 20
+        while "-n -v" not in said.read_text().splitlines() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "-n -v" in said.read_text().splitlines() and board.calls == ["-m 2", "-m 0"]
 
 
 def test_signals_are_as_before_afterwards(board):
