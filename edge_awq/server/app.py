@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -56,7 +56,8 @@ def make_app(served: Served) -> Starlette:
         Route("/v1/chat/completions", partial(_complete, served, "chat"), methods=["POST"]),
         Route("/v1/completions", partial(_complete, served, "text"), methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers={RequestError: _refuse, HTTPException: _refuse_route})
+    return Starlette(routes=routes, exception_handlers={
+        RequestError: _refuse, HTTPException: _refuse_route, ClientDisconnect: _left})
 
 
 async def _health(served: Served, request: Request) -> Response:
@@ -91,7 +92,7 @@ async def _complete(served: Served, kind: Kind, request: Request) -> Response:
         if isinstance(happened, Done):
             return JSONResponse(reply.whole(happened.summary, last))
         last = happened
-    return Response(status_code=204)  # nobody reads it: the client left
+    return await _left()
 
 
 async def _stream(
@@ -140,7 +141,12 @@ def _check_key(served: Served, request: Request) -> None:
 
 
 async def _refuse(request: Request, error: RequestError) -> Response:
-    return JSONResponse(error.to_dict(), error.status)
+    # Not a JSONResponse, which fails on a half of a character.
+    return Response(json.dumps(error.to_dict()), error.status, media_type="application/json")
+
+
+async def _left(*_: Any) -> Response:
+    return Response(status_code=204)  # nobody reads it: the client left
 
 
 async def _refuse_route(request: Request, error: HTTPException) -> Response:

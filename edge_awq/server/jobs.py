@@ -114,6 +114,10 @@ def _answer(job: Job, session: Session, observers: Observers, tell: Callable[[st
     except EdgeAwqError as error:
         job.tell(_as_request_error(error, 400))
         return
+    except Exception as error:  # a request that nobody thought of must not end the server
+        tell(f"{request.kind}: {error!r}")
+        job.tell(RequestError(f"this request cannot be answered: {error!r:.80}", 500))
+        return
     try:
         with closing(iter(answer)) as tokens:
             for token in tokens:

@@ -29,8 +29,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
-        raise EdgeAwqError(f"cannot listen at {host} port {port}: {error.strerror}",
-                           hint="choose another --port or --host") from error
+        raise _not_here(host, port, error) from error
     return bound
 
 
@@ -42,7 +41,15 @@ def url(bound: socket.socket) -> str:
 
 @contextmanager
 def listening(bound: socket.socket, served: Served) -> Iterator[None]:
-    """Answers requests meanwhile."""
+    """Answers requests meanwhile.
+
+    Raises:
+        EdgeAwqError: another server listens there by now.
+    """
+    try:
+        bound.listen()
+    except OSError as error:
+        raise _not_here(*bound.getsockname()[:2], error) from error
     config = uvicorn.Config(make_app(served), log_level="warning", access_log=False, lifespan="off",
                             timeout_graceful_shutdown=round(_STOP_S))
     server = uvicorn.Server(config)
@@ -55,3 +62,8 @@ def listening(bound: socket.socket, served: Served) -> Iterator[None]:
     finally:
         server.should_exit = True
         thread.join(2 * _STOP_S)
+
+
+def _not_here(host: str, port: int, error: OSError) -> EdgeAwqError:
+    return EdgeAwqError(f"cannot listen at {host} port {port}: {error.strerror}",
+                        hint="choose another --port or --host")

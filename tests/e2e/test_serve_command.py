@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -160,6 +161,26 @@ def test_errors_are_those_of_the_api(server):
 def test_what_is_no_request(server, method, path, body, status, word):
     found, table = server.ask(method, path, body)
     assert found == status and word in table["error"]["message"]
+
+
+@pytest.mark.parametrize("body, word", [
+    ('"stop": 5', "stop = 5"), ('"seed": 1' + "0" * 400, "seed = 1"), ('"ignore_eos": "no"', "ignore_eos"),
+    ('"tools": ["' + "x" * 1000 + '"]', "tools"), ('"\\ud800": 1', "d800"),
+])
+def test_an_odd_request_is_refused_and_does_not_end_the_server(server, body, word):
+    found, table = server.ask("POST", "/v1/completions", f'{{"prompt": "a", {body}}}'.encode())
+    assert found == 400 and word in table["error"]["message"] and len(table["error"]["message"]) < 200
+    assert server.ask("POST", "/v1/completions", b'{"prompt": "a"}')[0] == 200
+
+
+def test_a_client_that_leaves_while_it_asks_is_no_news(server):
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 99\r\n\r\n"
+        client.sendall(head.encode() + b"{")
+        time.sleep(0.5)
+    server.client().completions.create(model="tiny", prompt="later", max_tokens=7, temperature=0)
+    server.wait_for("text [7 tokens at")
+    assert not any("Traceback" in line for line in server.lines)
 
 
 def test_every_answer_is_told_and_logged(server):
