@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -50,6 +51,7 @@ def listening(bound: socket.socket, served: Served) -> Iterator[None]:
         bound.listen()
     except OSError as error:
         raise _not_here(*bound.getsockname()[:2], error) from error
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that left
     config = uvicorn.Config(make_app(served), log_level="warning", access_log=False, lifespan="off",
                             timeout_graceful_shutdown=round(_STOP_S))
     server = uvicorn.Server(config)
@@ -60,6 +62,7 @@ def listening(bound: socket.socket, served: Served) -> Iterator[None]:
     try:
         yield
     finally:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off now is no news
         server.should_exit = True
         thread.join(2 * _STOP_S)
 

@@ -210,6 +210,17 @@ def test_a_signal_ends_it_while_a_client_reads(bundle, number):
     server.wait_for("stopped")
 
 
+def test_a_client_in_the_middle_of_its_request_is_cut_off_in_silence(bundle):
+    server = Server(bundle)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+    server.wait_for("stopped")
+    assert len(server.lines) == 2
+
+
 def test_an_address_that_is_taken_and_one_that_is_not_ours(bundle):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
