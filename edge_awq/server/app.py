@@ -135,7 +135,7 @@ async def _body(request: Request) -> Any:
 
 
 def _check_key(served: Served, request: Request) -> None:
-    sent = request.headers.get("authorization", "").encode()
+    sent = request.headers.get("authorization", "").encode("latin-1")  # the bytes that came
     if served.key is not None and not secrets.compare_digest(sent, f"Bearer {served.key}".encode()):
         raise RequestError("the key is missing or wrong; send 'Authorization: Bearer KEY'", 401)
 

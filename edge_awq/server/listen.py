@@ -21,7 +21,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket at that address; nobody can connect before ``listening``.
 
     Raises:
-        EdgeAwqError: the address is taken, or not this machine's.
+        EdgeAwqError: the address is taken, not this machine's, or none.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
@@ -29,7 +29,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that cannot be one
         raise _not_here(host, port, error) from error
     return bound
 
@@ -67,6 +67,6 @@ def listening(bound: socket.socket, served: Served) -> Iterator[None]:
         thread.join(2 * _STOP_S)
 
 
-def _not_here(host: str, port: int, error: OSError) -> EdgeAwqError:
-    return EdgeAwqError(f"cannot listen at {host} port {port}: {error.strerror}",
+def _not_here(host: str, port: int, error: OSError | UnicodeError) -> EdgeAwqError:
+    return EdgeAwqError(f"cannot listen at {host} port {port}: {getattr(error, 'strerror', 'not a host name')}",
                         hint="choose another --port or --host")

@@ -197,6 +197,14 @@ def test_a_client_that_leaves_ends_its_answer(server):
     assert server.ask("GET", "/health")[0] == 200
 
 
+def test_a_key_may_have_any_characters(bundle):
+    server = Server(bundle, "--key", "clé")
+    assert server.ask("GET", "/v1/models", Authorization="Bearer clé".encode())[0] == 200
+    assert server.ask("GET", "/v1/models", Authorization="Bearer cle")[0] == 401
+    server.process.kill()
+    server.process.wait()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_while_a_client_reads(bundle, number):
     server = Server(bundle)
@@ -226,4 +234,6 @@ def test_an_address_that_is_taken_and_one_that_is_not_ours(bundle):
         port = taken.getsockname()[1]
         assert_refused(command("serve", bundle, "--port", port), f"port {port}", "in use", "--port")
     assert_refused(command("serve", bundle, "--host", "192.0.2.1"), "192.0.2.1", "--host")
+    assert_refused(command("serve", bundle, "--host", "a" * 70), "a" * 70, "--host")
+    assert_refused(command("serve", bundle, "--log", bundle / "manifest.json" / "x"), "manifest.json")
     assert_refused(command("serve", bundle / "nowhere", "--port", 0), "not a bundle")
