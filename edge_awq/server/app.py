@@ -22,7 +22,7 @@ from edge_awq.server.answers import DONE, Reply, event
 from edge_awq.server.jobs import Done, Job, Jobs
 from edge_awq.server.requests import Kind, RequestError, parse
 
-MAX_BODY_BYTES = 16 << 20
+_BODY_BYTES, _TOKEN_BYTES = 1 << 20, 64  # a body has so many, or so many for each token of the context if that is more
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Served:
     jobs: Jobs
     key: str | None = None
     since: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def body_bytes(self) -> int:
+        """Of a request at most: what could never fit would cost memory and time, and others would wait."""
+        return max(_BODY_BYTES, _TOKEN_BYTES * self.context)
 
     def describe(self) -> dict[str, Any]:
         """The model as the API lists it."""
@@ -78,7 +83,7 @@ async def _model(served: Served, request: Request) -> Response:
 
 async def _complete(served: Served, kind: Kind, request: Request) -> Response:
     _check_key(served, request)
-    wanted = parse(kind, await _body(request), served.model)
+    wanted = parse(kind, await _body(request, served.body_bytes), served.model)
     job = Job(wanted)
     served.jobs.put(job)
     job.watcher = asyncio.create_task(_notice_end(request, job))
@@ -122,12 +127,12 @@ async def _notice_end(request: Request, job: Job) -> None:
     job.left = True
 
 
-async def _body(request: Request) -> Any:
+async def _body(request: Request, most: int) -> Any:
     read = bytearray()
     async for chunk in request.stream():
         read += chunk
-        if len(read) > MAX_BODY_BYTES:
-            raise RequestError(f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
+        if len(read) > most:
+            raise RequestError(f"the body is larger than {most} bytes", 413)
     try:
         return json.loads(read)
     except (ValueError, RecursionError) as error:
