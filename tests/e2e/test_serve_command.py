@@ -17,6 +17,7 @@ from edge_awq import load
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The quick brown fox"}]
 KEY = "a key"
+LONG = {"temperature": 5, "extra_body": {"ignore_eos": True}}  # an answer that fills the context
 
 
 class Server:
@@ -191,7 +192,7 @@ def test_every_answer_is_told_and_logged(server):
 
 
 def test_a_client_that_leaves_ends_its_answer(server):
-    with server.client().chat.completions.create(model="tiny", messages=MESSAGES, stream=True, temperature=5) as stream:
+    with server.client().chat.completions.create(model="tiny", messages=MESSAGES, stream=True, **LONG) as stream:
         next(iter(stream))
     server.wait_for("broken off")
     assert server.ask("GET", "/health")[0] == 200
@@ -208,7 +209,7 @@ def test_a_key_may_have_any_characters(bundle):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_while_a_client_reads(bundle, number):
     server = Server(bundle)
-    stream = server.client().chat.completions.create(model="b", messages=MESSAGES, stream=True, temperature=5)
+    stream = server.client().chat.completions.create(model="b", messages=MESSAGES, stream=True, **LONG)
     pieces = iter(stream)
     next(pieces)
     server.process.send_signal(number)
