@@ -18,7 +18,7 @@ from edge_awq.errors import EdgeAwqError
 if TYPE_CHECKING:
     from edge_awq.runner.answer import Observers
     from edge_awq.runner.conversation import Conversation
-    from edge_awq.runner.generate import GenerationSettings, Token
+    from edge_awq.runner.generate import GenerationSettings
     from edge_awq.runner.session import Session
 
 HELP = """/clear begins anew, /exit or Ctrl-D ends the chat, Ctrl-C ends an answer.
@@ -82,17 +82,16 @@ class _Talk:
         ids = self.conversation.ask(text)
         if forgotten := self.conversation.forgotten:
             click.echo(f"[the context is full: the oldest {forgotten} messages are forgotten]", err=True)
-        tokens: list[Token] = []
+        answer = Answer(self._session, ids, self._settings, self._observers)
         try:
-            answer = Answer(self._session, ids, self._settings, self._observers)
-            tokens = answer.tokens
             show(answer, self._observers.meter)
         except KeyboardInterrupt as interrupt:
             if not can_go_on:
                 raise
             go_on_after_ctrl_c(interrupt)
         finally:
-            self.conversation.answered("".join(token.text for token in tokens) if tokens else None)
+            if answer.tokens:
+                self.conversation.answered("".join(token.text for token in answer.tokens))
         click.echo()
         if answer.summary is not None:
             click.echo(chat_line(answer.summary, answer.energy, self._session.engine.context,

@@ -36,12 +36,15 @@ def serve(bundle: Path, **options: Any) -> None:
     from edge_awq.server.app import Served
     from edge_awq.server.jobs import Jobs
 
+    if options["log"] is not None:
+        options["log"].mkdir(parents=True, exist_ok=True)
     bound = listen.bind(options.pop("host"), options.pop("port"))
     name, key, log = (options.pop(each) for each in ("name", "key", "log"))
     jobs = Jobs(options.pop("waiting"))
     with bound, opened(bundle, options) as (session, meter):
         served = Served(name or session.loaded.manifest.name, session.engine.context, jobs, key or None)
         meter.ready()
+        meter.forget()  # between answers there is nothing to measure, for days perhaps
         with listen.listening(bound, served):
             click.echo(f"{served.model} at {listen.url(bound)}/v1; Ctrl-C ends it", err=True)
             try:

@@ -60,7 +60,7 @@ class Monitor:
         self._readings: list[Reading] = []
         self._listeners: list[Callable[[Reading], None]] = []
         self._changed = threading.Condition()
-        self._started = self._ended = self._closing = False
+        self._started = self._ended = self._closing = self._resting = False
         self._process: subprocess.Popen | None = None
         self._thread = threading.Thread(target=self._work, args=(tuple(names),), daemon=True, name="power meter")
         self._thread.start()
@@ -105,9 +105,15 @@ class Monitor:
             return list(self._readings)
 
     def forget(self) -> None:
-        """Let go of all but the newest samples, those that the next phase may begin between."""
+        """Let go of all but the newest samples, those that the next phase may begin between, until ``follow``."""
         with self._changed:
+            self._resting = True
             del self._readings[:-_KEPT]
+
+    def follow(self) -> None:
+        """Keep every sample from now on, as from the start."""
+        with self._changed:
+            self._resting = False
 
     def listen(self, listener: Callable[[Reading], None]) -> None:
         """Call ``listener`` with every sample, those that are there already first; from the meter's own thread."""
@@ -239,6 +245,8 @@ class Monitor:
     def _take(self, reading: Reading) -> None:
         with self._changed:
             self._readings.append(reading)
+            if self._resting:
+                del self._readings[:-_KEPT]
             self._started = True  # from here on a phase has a sample before it
             for listener in self._listeners:
                 listener(reading)

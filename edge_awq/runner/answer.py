@@ -66,6 +66,8 @@ class Answer:
             stream = self._stream
             if run_log:
                 stream = run_log.record(stream, self._run_tokens, session.reused_tokens)
+            if meter is not None:
+                meter.follow()
             started_ns = time.monotonic_ns()
             try:
                 for token in stream:

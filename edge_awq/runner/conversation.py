@@ -13,7 +13,7 @@ class Conversation:
     """Messages of a user and a model in turn. What was said last always stays; the oldest turns go when room is short.
 
     Attributes:
-        messages: what the model sees, instructions first.
+        messages: instructions, and the turns that were answered.
         forgotten: messages that had to go when the last prompt was made.
     """
 
@@ -33,11 +33,12 @@ class Conversation:
         self._limit = context - min(max_tokens or context, context // _ROOM)
         self._kept = min(self._limit, context // _KEPT)
         self.messages = list(self._instructions)
+        self._asked: list[dict[str, str]] = []
         self.forgotten = 0
         self._encode([{"role": "user", "content": "Hello"}])
 
     def ask(self, text: str) -> list[int]:
-        """Add what the user says; returns the token ids of the prompt that this makes.
+        """What the user says, part of the chat once it is answered; returns the token ids of the prompt it makes.
 
         Raises:
             EdgeAwqError: the model has no chat template, it refuses these messages, or they have no room.
@@ -53,15 +54,12 @@ class Conversation:
             raise EdgeAwqError(f"this message makes a prompt of {len(ids)} tokens, and the context has room for "
                                f"{self._session.engine.context}", hint="say it in fewer words")
         self.forgotten = before - len(turns)
-        self.messages = [*self._instructions, *turns]
+        self._asked = turns
         return ids
 
-    def answered(self, text: str | None) -> None:
-        """Add what the model said, also where it was broken off; None: nothing came, and the question is forgotten."""
-        if text is None:
-            self.messages.pop()
-        else:
-            self.messages.append({"role": "assistant", "content": text})
+    def answered(self, text: str) -> None:
+        """What the model said to what was asked last, also where it was broken off."""
+        self.messages = [*self._instructions, *self._asked, {"role": "assistant", "content": text}]
 
     def clear(self) -> None:
         """Begin anew."""

@@ -40,8 +40,12 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
             check_setting("max_tokens", self.max_tokens, Integral, lambda value: value >= 1, "a whole number from 1 on")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise EdgeAwqError(f"stop = {self.stop!r} is not possible", hint="use a list of texts, none of them empty")
+        if not isinstance(self.ignore_eos, bool):
+            raise EdgeAwqError(f"ignore_eos = {self.ignore_eos!r:.80} is not possible", hint="use true or false")
+        listed = isinstance(self.stop, (list, tuple))
+        if not listed or not all(isinstance(text, str) and text for text in self.stop):
+            raise EdgeAwqError(f"stop = {self.stop!r:.80} is not possible",
+                               hint="use a list of texts, none of them empty")
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _checked(engine: Engine, prompt_ids: Sequence[int], bos_id: int | None, reus
     for token_id in ids:
         if not 0 <= token_id < engine.vocab_size:
             raise EdgeAwqError(f"token id {token_id} is not one of the model's {engine.vocab_size}",
-                               hint="the tokenizer does not belong to this model; build the bundle again")
+                               hint="give ids of this bundle's tokenizer; if they are, build the bundle again")
     return ids
 
 

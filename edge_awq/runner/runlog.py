@@ -17,6 +17,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,7 +44,7 @@ from edge_awq.runner.metrics import (
     roof_tok_s,
     share_of_roof,
 )
-from edge_awq.runner.powerlog import PowerLog
+from edge_awq.runner.powerlog import POWER, PowerLog
 
 SCHEMA = "edge-awq.run/1"
 LOG, TOKENS = "run.jsonl", "tokens.csv"
@@ -80,12 +81,9 @@ class RunLog:
         utc = anchor["utc"].replace("-", "").replace(":", "").split(".")[0]
         self.run_id = f"{utc}Z-{secrets.token_hex(3)}"
         self.path = folder / self.run_id
-        try:
+        with _writing(self.path, "choose a folder that you may write to"):
             self.path.mkdir(parents=True)
             self._file = (self.path / LOG).open("ab", buffering=0)  # a line is one write: whole, and on file at once
-        except OSError as error:
-            raise EdgeAwqError(f"{self.path}: the run log cannot be written ({error.strerror})",
-                               hint="choose a folder that you may write to") from error
         self._rows: list[tuple[int, int, int, str]] = []
         self._requests = 0
         self._codes: set[str] = set()
@@ -103,16 +101,14 @@ class RunLog:
         self._told = 0
         self._tell_of_meter()
         measuring = meter is not None and meter.source is not None
-        self._power = PowerLog(self.path, meter, self._started_ns) if measuring else None
+        with _writing(self.path / POWER):
+            self._power = PowerLog(self.path, meter, self._started_ns) if measuring else None
 
     def event(self, kind: str, /, **values: Any) -> None:
         """Append one line."""
         line = json.dumps({"event": kind, "t_ns": self._now_ns(), **values}, ensure_ascii=False, allow_nan=False)
-        try:
+        with _writing(self.path / LOG):
             self._file.write(line.encode() + b"\n")
-        except OSError as error:
-            raise EdgeAwqError(f"{self.path / LOG}: the run log cannot be written ({error.strerror})",
-                               hint="free space on that disk, or choose another folder") from error
 
     def phase(self, name: str, span_ns: tuple[int, int], tokens: int = 0, rep: int | None = None) -> None:
         """A stretch of the run, from and to ``t_ns``: load, prefill or decode."""
@@ -211,7 +207,8 @@ class RunLog:
         writer = csv.writer(table, lineterminator="\n")
         writer.writerow(("rep", "idx", "t_ns", "phase", "token_id"))
         writer.writerows((*row, "") for row in self._rows)
-        write_text(self.path / TOKENS, table.getvalue())
+        with _writing(self.path / TOKENS):
+            write_text(self.path / TOKENS, table.getvalue())
 
     def __enter__(self) -> RunLog:
         return self
@@ -231,6 +228,14 @@ class RunLog:
         boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - since_start_ns
         return {"utc": utc.isoformat(timespec="microseconds") + "Z", "monotonic_ns": self._started_ns,
                 "boottime_ns": boottime_ns}
+
+
+@contextmanager
+def _writing(path: Path, hint: str = "free space on that disk, or choose another folder") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EdgeAwqError(f"{path}: the run log cannot be written ({error.strerror})", hint=hint) from error
 
 
 def _request(tokens: Sequence[Token], prompt_tokens: int, context_start: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -39,8 +40,8 @@ class SamplingSettings:
         check_setting("top_k", self.top_k, Integral, lambda value: value >= 0, "a whole number, 0 (off) or more")
         check_setting("top_p", self.top_p, Real, lambda value: 0 <= value <= 1, "a number from 0 to 1 (off)")
         check_setting("min_p", self.min_p, Real, lambda value: 0 <= value <= 1, "a number from 0 (off) to 1")
-        check_setting("repetition_penalty", self.repetition_penalty, Real, lambda value: value > 0,
-                      "a number above 0; 1 is off")
+        check_setting("repetition_penalty", self.repetition_penalty, Real, lambda value: 0.01 <= value <= 100,
+                      "a number from 0.01 to 100; 1 is off")
         if self.seed is not None:
             check_setting("seed", self.seed, Integral, lambda value: value >= 0, "a whole number, 0 or more")
 
@@ -64,8 +65,8 @@ def check_setting(name: str, value: Any, kind: type, is_allowed: Callable[[Any],
         EdgeAwqError: names the setting, the value and what is allowed.
     """
     is_number = isinstance(value, kind) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not is_allowed(value):
-        raise EdgeAwqError(f"{name} = {value!r} is not possible", hint=f"use {allowed}")
+    if not is_number or not abs(value) <= sys.float_info.max or not is_allowed(value):  # exact for whole numbers, too
+        raise EdgeAwqError(f"{name} = {value!r:.80} is not possible", hint=f"use {allowed}")
 
 
 class Sampler:
@@ -104,7 +105,9 @@ def sample(logits: np.ndarray, settings: SamplingSettings, seen: np.ndarray, ran
         scores = penalize(scores.astype(np.float64), seen, settings.repetition_penalty)
     if settings.temperature == 0:
         return int(scores.argmax())
-    scores = scores.astype(np.float64) / settings.temperature
+    scores = scores.astype(np.float64)
+    with np.errstate(over="ignore"):  # the likeliest is 0, however low the temperature; others may become -inf
+        scores = (scores - scores.max()) / settings.temperature
     if settings.top_k:
         scores = keep_top_k(scores, settings.top_k)
     if settings.top_p < 1:

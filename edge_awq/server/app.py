@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -22,7 +22,7 @@ from edge_awq.server.answers import DONE, Reply, event
 from edge_awq.server.jobs import Done, Job, Jobs
 from edge_awq.server.requests import Kind, RequestError, parse
 
-MAX_BODY_BYTES = 16 << 20
+_BODY_BYTES, _TOKEN_BYTES = 1 << 20, 64  # a body has so many, or so many for each token of the context if that is more
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Served:
     key: str | None = None
     since: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def body_bytes(self) -> int:
+        """Of a request at most: what could never fit would cost memory and time, and others would wait."""
+        return max(_BODY_BYTES, _TOKEN_BYTES * self.context)
+
     def describe(self) -> dict[str, Any]:
         """The model as the API lists it."""
         return {"id": self.model, "object": "model", "created": self.since, "owned_by": "edge-awq",
@@ -56,7 +61,8 @@ def make_app(served: Served) -> Starlette:
         Route("/v1/chat/completions", partial(_complete, served, "chat"), methods=["POST"]),
         Route("/v1/completions", partial(_complete, served, "text"), methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers={RequestError: _refuse, HTTPException: _refuse_route})
+    return Starlette(routes=routes, exception_handlers={
+        RequestError: _refuse, HTTPException: _refuse_route, ClientDisconnect: _left})
 
 
 async def _health(served: Served, request: Request) -> Response:
@@ -77,7 +83,7 @@ async def _model(served: Served, request: Request) -> Response:
 
 async def _complete(served: Served, kind: Kind, request: Request) -> Response:
     _check_key(served, request)
-    wanted = parse(kind, await _body(request), served.model)
+    wanted = parse(kind, await _body(request, served.body_bytes), served.model)
     job = Job(wanted)
     served.jobs.put(job)
     job.watcher = asyncio.create_task(_notice_end(request, job))
@@ -91,7 +97,7 @@ async def _complete(served: Served, kind: Kind, request: Request) -> Response:
         if isinstance(happened, Done):
             return JSONResponse(reply.whole(happened.summary, last))
         last = happened
-    return Response(status_code=204)  # nobody reads it: the client left
+    return await _left()
 
 
 async def _stream(
@@ -121,12 +127,12 @@ async def _notice_end(request: Request, job: Job) -> None:
     job.left = True
 
 
-async def _body(request: Request) -> Any:
+async def _body(request: Request, most: int) -> Any:
     read = bytearray()
     async for chunk in request.stream():
         read += chunk
-        if len(read) > MAX_BODY_BYTES:
-            raise RequestError(f"the body is larger than {MAX_BODY_BYTES} bytes", 413)
+        if len(read) > most:
+            raise RequestError(f"the body is larger than {most} bytes", 413)
     try:
         return json.loads(read)
     except (ValueError, RecursionError) as error:
@@ -134,13 +140,18 @@ async def _body(request: Request) -> Any:
 
 
 def _check_key(served: Served, request: Request) -> None:
-    sent = request.headers.get("authorization", "").encode()
+    sent = request.headers.get("authorization", "").encode("latin-1")  # the bytes that came
     if served.key is not None and not secrets.compare_digest(sent, f"Bearer {served.key}".encode()):
         raise RequestError("the key is missing or wrong; send 'Authorization: Bearer KEY'", 401)
 
 
 async def _refuse(request: Request, error: RequestError) -> Response:
-    return JSONResponse(error.to_dict(), error.status)
+    # Not a JSONResponse, which fails on a half of a character.
+    return Response(json.dumps(error.to_dict()), error.status, media_type="application/json")
+
+
+async def _left(*_: Any) -> Response:
+    return Response(status_code=204)  # nobody reads it: the client left
 
 
 async def _refuse_route(request: Request, error: HTTPException) -> Response:

@@ -33,6 +33,7 @@ class Job:
     """A request on its way.
 
     Attributes:
+        begun: its turn has come.
         left: the client is gone; the answer ends at the next token.
         watcher: the task that notices; kept here, as one that nothing refers to may vanish.
     """
@@ -40,7 +41,7 @@ class Job:
     def __init__(self, request: AnswerRequest) -> None:
         """Made in the server's thread, within its event loop."""
         self.request = request
-        self.left = False
+        self.begun = self.left = False
         self.watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -69,21 +70,24 @@ class Jobs:
     """Requests that wait, first come first served."""
 
     def __init__(self, most_waiting: int) -> None:
-        self._queue: queue.Queue[Job] = queue.Queue(most_waiting)
+        self._most_waiting = most_waiting
+        self._waiting: list[Job] = []  # those that may be: only the server's thread looks here
+        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._stopped = False
 
     def put(self, job: Job) -> None:
-        """Let a request wait.
+        """Let a request wait; called by the server's thread.
 
         Raises:
             RequestError: too many wait already, or nobody works any more.
         """
-        if self._stopped:
+        self._waiting = [each for each in self._waiting if not (each.begun or each.left)]
+        if len(self._waiting) >= self._most_waiting:
+            raise RequestError(f"{self._most_waiting} requests are waiting already; try again later", 503)
+        self._waiting.append(job)
+        self._queue.put(job)
+        if self._stopped:  # asked after the put, so that either this or the end of ``work`` sees the other
             raise STOPPING
-        try:
-            self._queue.put_nowait(job)
-        except queue.Full:
-            raise RequestError(f"{self._queue.maxsize} requests are waiting already; try again later", 503) from None
 
     def work(self, session: Session, observers: Observers, tell: Callable[[str], None]) -> None:
         """Answer one request after another, until something is raised, such as KeyboardInterrupt.
@@ -95,6 +99,7 @@ class Jobs:
         try:
             while True:
                 job = self._queue.get()
+                job.begun = True
                 _answer(job, session, observers, tell)
         finally:
             self._stopped = True

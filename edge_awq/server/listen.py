@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
@@ -20,7 +21,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket at that address; nobody can connect before ``listening``.
 
     Raises:
-        EdgeAwqError: the address is taken, or not this machine's.
+        EdgeAwqError: the address is taken, not this machine's, or none.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM,
@@ -28,9 +29,8 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except OSError as error:
-        raise EdgeAwqError(f"cannot listen at {host} port {port}: {error.strerror}",
-                           hint="choose another --port or --host") from error
+    except (OSError, UnicodeError) as error:  # a name that cannot be one
+        raise _not_here(host, port, error) from error
     return bound
 
 
@@ -42,7 +42,16 @@ def url(bound: socket.socket) -> str:
 
 @contextmanager
 def listening(bound: socket.socket, served: Served) -> Iterator[None]:
-    """Answers requests meanwhile."""
+    """Answers requests meanwhile.
+
+    Raises:
+        EdgeAwqError: another server listens there by now.
+    """
+    try:
+        bound.listen()
+    except OSError as error:
+        raise _not_here(*bound.getsockname()[:2], error) from error
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of clients that left
     config = uvicorn.Config(make_app(served), log_level="warning", access_log=False, lifespan="off",
                             timeout_graceful_shutdown=round(_STOP_S))
     server = uvicorn.Server(config)
@@ -53,5 +62,11 @@ def listening(bound: socket.socket, served: Served) -> Iterator[None]:
     try:
         yield
     finally:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what is cut off now is no news
         server.should_exit = True
         thread.join(2 * _STOP_S)
+
+
+def _not_here(host: str, port: int, error: OSError | UnicodeError) -> EdgeAwqError:
+    return EdgeAwqError(f"cannot listen at {host} port {port}: {getattr(error, 'strerror', 'not a host name')}",
+                        hint="choose another --port or --host")

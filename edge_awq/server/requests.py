@@ -88,7 +88,7 @@ def parse(kind: Kind, body: Any, served: str) -> AnswerRequest:
     given = {name: value for name, value in body.items() if value is not None}
     model = given.pop("model", served)
     if model != served:
-        raise RequestError(f"the model {model!r} is not served here; this server has {served!r}", 404, "model")
+        raise RequestError(f"the model {model!r:.80} is not served here; this server has {served!r}", 404, "model")
     stream, usage = _stream(given.pop("stream", False), given.pop("stream_options", {}))
     changes = {name: given.pop(name) for name in _SETTINGS if name in given}
     if isinstance(changes.get("stop"), str):
@@ -103,9 +103,9 @@ def parse(kind: Kind, body: Any, served: str) -> AnswerRequest:
 
 def _stream(stream: Any, options: Any) -> tuple[bool, bool]:
     if not isinstance(stream, bool):
-        raise RequestError(f"stream = {stream!r} is not possible; use true or false", param="stream")
+        raise RequestError(f"stream = {stream!r:.80} is not possible; use true or false", param="stream")
     if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
-        raise RequestError(f"stream_options = {options!r} is not possible; use {{\"include_usage\": true}}",
+        raise RequestError(f"stream_options = {options!r:.80} is not possible; use {{\"include_usage\": true}}",
                            param="stream_options")
     return stream, bool(options.get("include_usage"))
 
@@ -114,7 +114,7 @@ def _check_rest(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in _IGNORED or (name in _NEUTRAL and value in _NEUTRAL[name]):
             continue
-        what = f"{name} = {value!r} is not supported" if name in _NEUTRAL else f"{name!r} is not known"
+        what = f"{name} = {value!r:.80} is not supported" if name in _NEUTRAL else f"{name!r:.80} is not known"
         raise RequestError(f"{what}; leave it out", param=name)
 
 

@@ -73,6 +73,13 @@ def test_bad_input(bundle, tmp_path):
     assert command("chat", bundle, "--greedy", "--temperature", 1, stdin="x").code == 2
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed(bundle, closed):
+    command = ["sh", "-c", f'exec "$0" -m edge_awq chat "$1" -n 2 {closed}', sys.executable, bundle]
+    done = subprocess.run(command, input="Hi", capture_output=True, text=True, timeout=60, check=True)
+    assert bool(done.stdout) == (closed == "2>&-") and "Traceback" not in done.stderr
+
+
 def test_a_model_without_a_template_is_refused_before_anything_is_said(tmp_path):
     make_model(tmp_path / "model")
     (tmp_path / "model" / "tokenizer_config.json").write_text("{}")

@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from edge_awq import load
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The quick brown fox"}]
 KEY = "a key"
+LONG = {"temperature": 5, "extra_body": {"ignore_eos": True}}  # an answer that fills the context
 
 
 class Server:
@@ -154,12 +156,32 @@ def test_errors_are_those_of_the_api(server):
     ("POST", "/v1/completions", b"{", 400, "not JSON"), ("POST", "/v1/completions", b"\xff", 400, "not JSON"),
     ("POST", "/v1/completions", b"[" * 100_000, 400, "not JSON"), ("POST", "/v1/completions", b"[]", 400, "object"),
     ("POST", "/v1/completions", b'{"prompt": [999999]}', 400, "999999"),
-    ("POST", "/v1/completions", b" " * (17 << 20), 413, "larger"), ("GET", "/v1/completions", None, 405, "Method"),
+    ("POST", "/v1/completions", b" " * (2 << 20), 413, "larger"), ("GET", "/v1/completions", None, 405, "Method"),
     ("GET", "/v1/nothing", None, 404, "/v1/nothing"), ("GET", "/v1/models/x/y", None, 404, "x/y"),
 ])
 def test_what_is_no_request(server, method, path, body, status, word):
     found, table = server.ask(method, path, body)
     assert found == status and word in table["error"]["message"]
+
+
+@pytest.mark.parametrize("body, word", [
+    ('"stop": 5', "stop = 5"), ('"seed": 1' + "0" * 400, "seed = 1"), ('"ignore_eos": "no"', "ignore_eos"),
+    ('"tools": ["' + "x" * 1000 + '"]', "tools"), ('"\\ud800": 1', "d800"),
+])
+def test_an_odd_request_is_refused_and_does_not_end_the_server(server, body, word):
+    found, table = server.ask("POST", "/v1/completions", f'{{"prompt": "a", {body}}}'.encode())
+    assert found == 400 and word in table["error"]["message"] and len(table["error"]["message"]) < 200
+    assert server.ask("POST", "/v1/completions", b'{"prompt": "a"}')[0] == 200
+
+
+def test_a_client_that_leaves_while_it_asks_is_no_news(server):
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 99\r\n\r\n"
+        client.sendall(head.encode() + b"{")
+        time.sleep(0.5)
+    server.client().completions.create(model="tiny", prompt="later", max_tokens=7, temperature=0)
+    server.wait_for("text [7 tokens at")
+    assert not any("Traceback" in line for line in server.lines)
 
 
 def test_every_answer_is_told_and_logged(server):
@@ -170,16 +192,24 @@ def test_every_answer_is_told_and_logged(server):
 
 
 def test_a_client_that_leaves_ends_its_answer(server):
-    with server.client().chat.completions.create(model="tiny", messages=MESSAGES, stream=True, temperature=5) as stream:
+    with server.client().chat.completions.create(model="tiny", messages=MESSAGES, stream=True, **LONG) as stream:
         next(iter(stream))
     server.wait_for("broken off")
     assert server.ask("GET", "/health")[0] == 200
 
 
+def test_a_key_may_have_any_characters(bundle):
+    server = Server(bundle, "--key", "clé")
+    assert server.ask("GET", "/v1/models", Authorization="Bearer clé".encode())[0] == 200
+    assert server.ask("GET", "/v1/models", Authorization="Bearer cle")[0] == 401
+    server.process.kill()
+    server.process.wait()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_while_a_client_reads(bundle, number):
     server = Server(bundle)
-    stream = server.client().chat.completions.create(model="b", messages=MESSAGES, stream=True, temperature=5)
+    stream = server.client().chat.completions.create(model="b", messages=MESSAGES, stream=True, **LONG)
     pieces = iter(stream)
     next(pieces)
     server.process.send_signal(number)
@@ -189,9 +219,22 @@ def test_a_signal_ends_it_while_a_client_reads(bundle, number):
     server.wait_for("stopped")
 
 
+def test_a_client_in_the_middle_of_its_request_is_cut_off_in_silence(bundle):
+    server = Server(bundle)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+    server.wait_for("stopped")
+    assert len(server.lines) == 2
+
+
 def test_an_address_that_is_taken_and_one_that_is_not_ours(bundle):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert_refused(command("serve", bundle, "--port", port), f"port {port}", "in use", "--port")
     assert_refused(command("serve", bundle, "--host", "192.0.2.1"), "192.0.2.1", "--host")
+    assert_refused(command("serve", bundle, "--host", "a" * 70), "a" * 70, "--host")
+    assert_refused(command("serve", bundle, "--log", bundle / "manifest.json" / "x"), "manifest.json")
     assert_refused(command("serve", bundle / "nowhere", "--port", 0), "not a bundle")

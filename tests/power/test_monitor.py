@@ -86,6 +86,18 @@ def test_a_listener_hears_every_sample_from_the_first(tmp_path, board):
     assert heard == meter.readings()
 
 
+def test_between_phases_only_the_newest_samples_are_kept(tmp_path, board):
+    heard = []
+    with start(tmp_path, interval_s=0.01) as meter:
+        meter.ready()
+        meter.forget()
+        meter.listen(heard.append)
+        wait_for(lambda: len(heard) >= 40)
+        assert len(meter.readings()) <= 16
+        meter.follow()
+        wait_for_samples(meter, 40)
+
+
 def test_a_killed_sampler_is_lost_and_the_phase_has_no_energy(tmp_path, board):
     with start(tmp_path, interval_s=0.02) as meter:
         meter.ready()

@@ -64,7 +64,6 @@ def test_a_message_larger_than_the_context_is_refused_and_leaves_no_trace():
 def test_a_question_without_an_answer_counts_as_not_asked():
     chat = Conversation(WordSession(20))
     chat.ask("a")
-    chat.answered(None)
     assert chat.messages == [] and chat.ask("b") == ["user", "b"]
     chat.answered("")
     assert chat.ask("c") == ["user", "b", "assistant", "user", "c"]

@@ -196,7 +196,7 @@ def test_greedy_answers_equal_those_of_transformers(tmp_path, penalty, end, coun
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_tokens", 0), ("max_tokens", 1.5), ("stop", ("",)), ("stop", "text"),
-                                             ("stop", (3,))])
+                                             ("stop", (3,)), ("stop", 3), ("stop", {"a": 1}), ("ignore_eos", "no")])
 def test_impossible_settings_are_refused_by_name(name, value):
     with pytest.raises(EdgeAwqError, match=name):
         GenerationSettings(**{name: value})

@@ -198,6 +198,16 @@ def test_a_full_disk_is_one_error_that_names_the_log(tmp_path):
     assert "free space" in caught.value.hint
 
 
+def test_the_same_for_the_tokens(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("edge_awq.runner.runlog.write_text", full)
+    refused = pytest.raises(EdgeAwqError, match=r"tokens\.csv: the run log cannot be written \(No space left")
+    with refused, RunLog(tmp_path, {}):
+        pass
+
+
 @pytest.mark.parametrize(("kind", "change"), [("request", {"energy": None}), ("request", {"power": {}}),
                                               ("request", {"rep": ...}), ("summary", {"valid": ...})])
 def test_an_event_that_lacks_something_is_damage(written, kind, change):

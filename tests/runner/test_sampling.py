@@ -141,7 +141,7 @@ def test_a_sampler_penalizes_prompt_and_its_own_tokens():
     assert [sampler.draw(logits) for _ in range(3)] == [1, 0, 2]
 
 
-@pytest.mark.parametrize("temperature", [1e-30, 1e-3, 1e30])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-3, 1e30])
 def test_extreme_temperatures_stay_finite(temperature):
     token = sample(np.array([1.0, 900.0, -900.0], np.float32), SamplingSettings(temperature=temperature, seed=0),
                    np.zeros(3, bool), np.random.default_rng(0))
@@ -157,13 +157,21 @@ def test_logits_that_are_no_numbers_are_refused(logits):
 @pytest.mark.parametrize(("name", "value"), [
     ("temperature", -0.1), ("temperature", float("nan")), ("temperature", "hot"), ("temperature", True),
     ("top_k", -1), ("top_k", 1.5), ("top_p", -0.1), ("top_p", 1.1), ("min_p", 2), ("min_p", None),
-    ("repetition_penalty", 0), ("repetition_penalty", float("inf")), ("seed", -1), ("seed", 0.5),
+    ("repetition_penalty", 0), ("repetition_penalty", float("inf")), ("repetition_penalty", 1e-320),
+    ("repetition_penalty", 1e308), ("seed", -1), ("seed", 0.5),
 ])
 def test_impossible_settings_are_refused_by_name(name, value):
     with pytest.raises(EdgeAwqError, match=name) as caught:
         SamplingSettings(**{name: value})
     assert repr(value) in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "seed"])
+def test_whole_numbers_that_no_float_holds_are_refused(name):
+    with pytest.raises(EdgeAwqError, match=f"{name} = 1000") as caught:
+        SamplingSettings(**{name: 10**400})
+    assert len(caught.value.message) < 200
 
 
 def test_generation_config_decides_the_defaults():
