@@ -38,8 +38,8 @@ _ENDS = ("/exit", "/quit", "/bye")
 def chat(bundle: Path, **options: Any) -> None:
     """Talk with the model of BUNDLE. Turns that it has answered stay in the KV cache and are not run again.
 
-    On a terminal a line is a message, and /help tells what else there is. Otherwise every line of standard input is a
-    message, and standard output gets the answers.
+    On a terminal a line is a message, and /help tells what else there is. Otherwise every line of standard input that
+    is not blank is a message, and standard output gets the answers.
     """
     system, log = options.pop("system"), options.pop("log")
     changes = {"max_tokens": None, **take_sampling(options)}
@@ -51,13 +51,15 @@ def chat(bundle: Path, **options: Any) -> None:
         talk = _Talk(session, settings, Conversation(session, system, settings.max_tokens), Observers(meter, log))
         if sys.stdin.isatty() and sys.stdout.isatty():
             meter.ready()
+            meter.forget()  # who knows when the first message comes
             power = f"; energy not measured ({meter.refusal})" if meter.refusal else ""
             click.echo(f"{session.loaded.manifest.name}, {session.engine.context} tokens of context; "
                        f"/help for help{power}", err=True)
             _converse(talk)
         else:
             for number, line in enumerate(sys.stdin.buffer, start=1):
-                talk.say(decoded(line, f"{STDIN}, line {number}").rstrip("\r\n"))
+                if text := decoded(line, f"{STDIN}, line {number}").strip():
+                    talk.say(text)
 
 
 class _Talk:
