@@ -48,7 +48,8 @@ def answers_of(bundle, messages, max_tokens, system=None):
 
 
 def test_every_line_is_a_message_and_turns_are_remembered(bundle):
-    result = command("chat", bundle, "--greedy", "-n", 6, "--system", "Be brief.", stdin="\n\n".join(MESSAGES) + "\n \n")
+    lines = "\n\n".join(MESSAGES) + "\n \n"
+    result = command("chat", bundle, "--greedy", "-n", 6, "--system", "Be brief.", stdin=lines)
     assert result.code == 0
     assert result.out == "".join(f"{answer}\n" for answer in answers_of(bundle, MESSAGES, 6, "Be brief."))
     assert len(re.findall(r"^\[6 tokens at .* of \d+ tokens of context\]$", result.err, re.MULTILINE)) == 3
