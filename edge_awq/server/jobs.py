@@ -103,9 +103,10 @@ class Jobs:
                 _answer(job, session, observers, tell)
         finally:
             self._stopped = True
-            while job is not None:
+            if job is not None:
                 job.tell(STOPPING)
-                job = None if self._queue.empty() else self._queue.get()
+            while not self._queue.empty():
+                self._queue.get().tell(STOPPING)
 
 
 def _answer(job: Job, session: Session, observers: Observers, tell: Callable[[str], None]) -> None:
