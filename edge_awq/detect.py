@@ -51,13 +51,18 @@ class Machine:
         return frozenset(part for entry in self.compatible for part in _PART.findall(entry))
 
 
+def machine_root() -> Path:
+    """Where the machine's /sys, /proc and /etc are: where ``EDGE_AWQ_METER_ROOT`` says, as in a container, or /."""
+    return Path(os.environ.get("EDGE_AWQ_METER_ROOT") or "/")
+
+
 def read_machine(root: Path | None = None, query: Callable[[], tuple[Gpu, ...]] = query_gpus) -> Machine:
     """Read the machine's own description; ``query`` asks the driver.
 
     Args:
-        root: where its files are; None: where ``EDGE_AWQ_METER_ROOT`` says (a container may have them elsewhere), or /.
+        root: where its files are; None: ``machine_root()``.
     """
-    root = root or Path(os.environ.get("EDGE_AWQ_METER_ROOT") or "/")
+    root = root or machine_root()
     tree, devfreq = root / "proc/device-tree", gpu_devfreq(root)
     return Machine(
         model=_text(tree / "model"),

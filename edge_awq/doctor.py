@@ -5,14 +5,13 @@ Every line tries the very thing that a command will need, so its errors and reme
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edge_awq.detect import Machine, detect_target, read_machine
+from edge_awq.detect import Machine, detect_target, machine_root, read_machine
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def _examine_meters(machine: Machine) -> Iterator[Finding]:
     from edge_awq.power.base import MeterChoice
     from edge_awq.power.choose import candidates
 
-    root = os.environ.get("EDGE_AWQ_METER_ROOT") or "/"
+    root = str(machine_root())
     devices = ("gpu", "cpu") if machine.gpus or machine.is_tegra else ("cpu",)
     names = [name for device in devices for name in candidates(MeterChoice(device=device, root=root))]
     for name in dict.fromkeys(names):

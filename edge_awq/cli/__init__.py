@@ -14,14 +14,15 @@ import click
 from edge_awq import __version__
 from edge_awq.cli.building import build, compile_engine, export_checkpoint
 from edge_awq.cli.chatting import chat
+from edge_awq.cli.common import say_error
 from edge_awq.cli.measuring import bench, report, tune
 from edge_awq.cli.running import run
 from edge_awq.cli.serving import serve
 from edge_awq.cli.showing import doctor, inspect, log, plan, targets
 from edge_awq.errors import EdgeAwqError
+from edge_awq.signals import ENDINGS
 
 GO_ON = "the same command goes on where this one stopped"
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C; kill, or a container that stops; a closed terminal
 _FREE_SPACE, _MAY_I = "free space on that disk, or choose another place", "choose a place that you may use"
 _REMEDIES = {
     errno.ENOSPC: _FREE_SPACE, errno.EDQUOT: _FREE_SPACE, errno.EACCES: _MAY_I, errno.EPERM: _MAY_I,
@@ -41,7 +42,7 @@ class _Commands(click.Group):
             came.append(number)
             raise KeyboardInterrupt
 
-        wanted = [number for number in _ENDINGS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        wanted = [number for number in ENDINGS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
         before = {number: signal.signal(number, interrupt) for number in wanted}
         try:
             return super().invoke(ctx)
@@ -69,21 +70,15 @@ def _interrupted(ctx: click.Context, came: list[int]) -> None:
     hint = GO_ON if ctx.invoked_subcommand == "build" else None
     if ended == signal.SIGINT:
         _fail("interrupted", hint)
-    _say(f"ended by {ended.name}", hint)
+    say_error(f"ended by {ended.name}", hint)
     signal.signal(ended, signal.SIG_DFL)
     os.kill(os.getpid(), ended)
     sys.exit(128 + ended)  # the first process of a container is not ended by a signal
 
 
 def _fail(message: str, hint: str | None) -> None:
-    _say(message, hint)
+    say_error(message, hint)
     sys.exit(1)
-
-
-def _say(message: str, hint: str | None) -> None:
-    click.echo(f"Error: {message}", err=True)
-    if hint:
-        click.echo(f"Hint: {hint}", err=True)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

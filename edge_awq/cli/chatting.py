@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_awq.cli.common import STDIN, decoded, go_on_after_ctrl_c
+from edge_awq.cli.common import STDIN, decoded, go_on_after_ctrl_c, say_error
 from edge_awq.cli.options import loading_options, meter_options, opened, sampling_options, take_sampling
 from edge_awq.cli.running import show
 from edge_awq.errors import EdgeAwqError
@@ -115,7 +115,7 @@ def _converse(talk: _Talk) -> None:
             go_on_after_ctrl_c(interrupt)
             click.echo("\n[Ctrl-D or /exit ends the chat]", err=True)
         except EdgeAwqError as error:
-            click.echo(f"Error: {error.message}" + (f"\nHint: {error.hint}" if error.hint else ""), err=True)
+            say_error(error.message, error.hint)
 
 
 def _turn(talk: _Talk, text: str) -> bool:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 STDIN = "standard input"
 
 
+def say_error(message: str, hint: str | None) -> None:
+    """Tell the user what is wrong and what can be done about it, on standard error."""
+    click.echo(f"Error: {message}", err=True)
+    if hint:
+        click.echo(f"Hint: {hint}", err=True)
+
+
 def progress() -> Progress:
     """A bar on a terminal, lines where standard error is piped."""
     from edge_awq.progress import Bars, Lines

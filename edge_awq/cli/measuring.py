@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_awq.cli.common import Finite, check_new_file, form_options, progress
+from edge_awq.cli.options import meter_options
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
     from edge_awq.bench.measure import Outcome
-
-_METER = (
-    click.option("--meter", metavar="NAME", envvar="EDGE_AWQ_METER", help="Power meter, as for run.  [default: auto]"),
-    click.option("--meter-interval", type=Finite(), metavar="S", help="Seconds between its samples.  [default: 0.1]"),
-    click.option("--meter-root", envvar="EDGE_AWQ_METER_ROOT", type=click.Path(file_okay=False, exists=True),
-                 help="Where a container has the machine's /sys, /proc and /etc.  [default: /]"),
-)
-
-
-def _meter_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(_METER):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -61,7 +48,7 @@ def report(results: tuple[Path, ...], output: Path) -> None:
               help="Exit with 1 if anything is slower than there, or takes more joules, by more than the noise.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: each engine's own choice]")
 @form_options
-@_meter_options
+@meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",
               help="Write the results, again after every one.")
 @click.option("--json", "as_json", is_flag=True, help="Print them as JSON instead of a table.")
@@ -123,7 +110,7 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
 @form_options
 @click.option("--settle", type=Finite(minimum=0), metavar="S", default=5.0, show_default=True,
               help="Seconds to wait after a mode is set.")
-@_meter_options
+@meter_options
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="RESULTS.json",
               help="Write the results, again after every mode; 'edge-awq report' reads them.")
 @click.option("--set-by", metavar="WAY", default="auto", show_default=True,

@@ -17,9 +17,9 @@ from typing import Any
 from edge_awq.errors import EdgeAwqError
 from edge_awq.power.sysfs import is_tegra
 from edge_awq.runner.board import power_mode, power_modes
+from edge_awq.signals import ENDINGS
 from edge_awq.tune.setters import PowerMode, Setter, allowed, find_setter
 
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: the terminal is gone
 _BY_HAND = "try 'sudo nvpmodel -m {}' by hand"
 
 
@@ -88,11 +88,11 @@ class ModeSwitch:
         Raises:
             EdgeAwqError: it cannot be set back.
         """
-        with allowed(self._setter), _on_signals(_interrupt, _ENDINGS[1:]):
+        with allowed(self._setter), _on_signals(_interrupt, ENDINGS[1:]):
             try:
                 yield
             finally:
-                with _on_signals(signal.SIG_IGN, _ENDINGS):  # nvpmodel inherits that it ignores them
+                with _on_signals(signal.SIG_IGN, ENDINGS):  # nvpmodel inherits that it ignores them
                     self.restore()
 
     def restore(self) -> None:

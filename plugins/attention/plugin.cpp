@@ -12,8 +12,6 @@
 namespace edge_awq {
 namespace {
 
-constexpr int kMostMultiprocessors = 192;  // of any GPU; what memory is planned for where there is none
-
 // q, k, v fp16 [1, tokens, heads * head_size], or with packed_qkv one tensor [1, tokens, all heads * head_size];
 // past_key, past_value fp16 [1, kv_num_heads, capacity, head_size], or if kv_bits is 8 bytes and, besides,
 // past_key_scale, past_value_scale fp32 [1, kv_num_heads, capacity] (cache.h); past_length int64 [1]; cos, sin fp32
@@ -181,12 +179,6 @@ class CachedAttentionOp final : public Op {
     a.kv_bits = integer(kKvBits);
     a.splits = 1;
     return a;
-  }
-
-  static Device device_or_any() {
-    Device device;
-    if (!current_device(device).empty()) device.multiprocessors = kMostMultiprocessors;
-    return device;
   }
 
   // With the splits that suit a full cache.

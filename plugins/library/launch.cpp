@@ -41,8 +41,7 @@ std::string launch_planned(const Launch& planned, const void* arguments, void* s
   if (!planned.refusal.empty()) return planned.refusal;
   Handle function = nullptr;
   Device device;
-  if (std::string reason = find_kernel(planned.kernel, function, device); !reason.empty()) return reason;
-  if (std::string reason = allow_shared(planned.kernel, planned.shared_bytes); !reason.empty())
+  if (std::string reason = find_kernel(planned.kernel, planned.shared_bytes, function, device); !reason.empty())
     return reason + describe(planned);
   const Driver& d = driver();
   void* parameters[] = {const_cast<void*>(arguments)};

@@ -11,8 +11,6 @@
 
 namespace edge_awq {
 
-constexpr int kMostMultiprocessors = 192, kNewestDevice = 90;  // what memory is planned for where there is no GPU
-
 // An address that a plan accepts where there is no tensor yet.
 template <class T>
 T* some_address() {
@@ -165,12 +163,6 @@ class MatMulOp final : public Op {
   }
 
   int from() const { return Format::kHasGroups ? integer(kDequantizeFrom) : 0; }
-
-  static Device device_or_any() {
-    Device device;
-    if (!current_device(device).empty()) device = {kNewestDevice, kMostMultiprocessors, 0};
-    return device;
-  }
 
   // With as many splits as give every multiprocessor work.
   Arguments split(int64_t rows, const Device& device) const {

@@ -1,5 +1,6 @@
 #include "modules.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -8,6 +9,8 @@
 
 namespace edge_awq {
 namespace {
+
+constexpr int kNewestDevice = 90, kMostMultiprocessors = 192;  // of any GPU
 
 struct Function {
   Handle handle = nullptr;
@@ -104,16 +107,27 @@ std::string load_module(Context& context, const char* source, Handle& module) {
   return "";
 }
 
-std::string load_kernel(Context& context, const KernelName& name, Handle& function) {
+std::string load_kernel(Context& context, const KernelName& name, Function*& function) {
   if (const auto known = context.functions.find(name.kernel); known != context.functions.end()) {
-    function = known->second.handle;
+    function = &known->second;
     return "";
   }
-  Handle module = nullptr;
+  Handle module = nullptr, handle = nullptr;
   if (std::string reason = load_module(context, name.source, module); !reason.empty()) return reason;
-  if (const int status = driver().get_function(&function, module, name.kernel))
-    return driver_error("cuModuleGetFunction", status) + " (" + name.kernel + ")";
-  context.functions[name.kernel] = {function};
+  if (const int status = driver().get_function(&handle, module, name.kernel))
+    return driver_error("cuModuleGetFunction", status);
+  function = &(context.functions[name.kernel] = {handle});
+  return "";
+}
+
+// However little is asked for: a kernel may have 48 KiB without, less what it has of static shared memory. Never less
+// than before, since another thread may be about to launch with that.
+std::string allow_shared(Function& function, unsigned bytes) {
+  if (bytes <= function.shared_bytes) return "";
+  const int status =
+      driver().set_function_attribute(function.handle, kMaxDynamicSharedBytes, static_cast<int>(bytes));
+  if (status) return driver_error("cuFuncSetAttribute", status);
+  function.shared_bytes = bytes;
   return "";
 }
 
@@ -134,29 +148,19 @@ std::string current_device(Device& device) {
   return "";
 }
 
-std::string find_kernel(const char* name, Handle& function, Device& device) {
+std::string find_kernel(const char* name, unsigned shared_bytes, Handle& function, Device& device) {
   const std::lock_guard lock(mutex);
   Context* context = nullptr;
   if (std::string reason = current_context(context); !reason.empty()) return reason;
   device = context->device;
-  for (size_t i = 0; i < kKernelCount; ++i)
-    if (std::strcmp(kKernels[i].kernel, name) == 0) return load_kernel(*context, kKernels[i], function);
-  return std::string("this library has no kernel ") + name;
-}
-
-// However little is asked for: a kernel may have 48 KiB without, less what it has of static shared memory. Never less
-// than before, since another thread may be about to launch with that.
-std::string allow_shared(const char* found, unsigned bytes) {
-  const std::lock_guard lock(mutex);
-  Context* context = nullptr;
-  if (std::string reason = current_context(context); !reason.empty()) return reason;
-  Function& function = context->functions[found];
-  if (bytes <= function.shared_bytes) return "";
-  const int status =
-      driver().set_function_attribute(function.handle, kMaxDynamicSharedBytes, static_cast<int>(bytes));
-  if (status) return driver_error("cuFuncSetAttribute", status);
-  function.shared_bytes = bytes;
-  return "";
+  const auto* const known = std::find_if(kKernels, kKernels + kKernelCount, [name](const KernelName& each) {
+    return std::strcmp(each.kernel, name) == 0;
+  });
+  if (known == kKernels + kKernelCount) return "this library has no such kernel";
+  Function* found = nullptr;
+  if (std::string reason = load_kernel(*context, *known, found); !reason.empty()) return reason;
+  function = found->handle;
+  return allow_shared(*found, shared_bytes);
 }
 
 std::string load_kernels() {
@@ -164,10 +168,17 @@ std::string load_kernels() {
   Context* context = nullptr;
   if (std::string reason = current_context(context); !reason.empty()) return reason;
   for (size_t i = 0; i < kKernelCount; ++i) {
-    Handle function = nullptr;
-    if (std::string reason = load_kernel(*context, kKernels[i], function); !reason.empty()) return reason;
+    Function* function = nullptr;
+    if (std::string reason = load_kernel(*context, kKernels[i], function); !reason.empty())
+      return reason + " (" + kKernels[i].kernel + ")";
   }
   return "";
+}
+
+Device device_or_any() {
+  Device device;
+  if (!current_device(device).empty()) device = {kNewestDevice, kMostMultiprocessors, 0};
+  return device;
 }
 
 }  // namespace edge_awq

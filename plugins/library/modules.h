@@ -20,8 +20,11 @@ struct Device {
 
 // Each returns why it failed, or an empty text.
 std::string current_device(Device& device);
-std::string find_kernel(const char* name, Handle& function, Device& device);
-std::string allow_shared(const char* found, unsigned bytes);  // so much dynamic shared memory for launches of a kernel
+// A kernel whose launches may ask for so much dynamic shared memory.
+std::string find_kernel(const char* name, unsigned shared_bytes, Handle& function, Device& device);
 std::string load_kernels();  // all of them, so that no launch has to
+
+// Of the current context; where there is none, one that memory can be planned for.
+Device device_or_any();
 
 }  // namespace edge_awq

@@ -85,7 +85,6 @@ CONVERSATIONS = {
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "<now>", "parameters": {}}}]
 CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>",
           "bos_token": {"__type": "AddedToken", "content": "<|begin|>", "special": True, "normalized": False}}
-LAST_FOR_3_10 = "5.20.2"  # of transformers, for Python 3.10
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -105,8 +104,8 @@ def write_model(folder, template=None, file=None, **config):
 def oracle():
     def render(folder, messages, **options):
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        if transformers.__version__ == LAST_FOR_3_10:  # newer ones take None for absent by themselves
-            messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
+        # as transformers' newer versions do by themselves
+        messages = [{key: value for key, value in message.items() if value is not None} for message in messages]
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
     return render
 

@@ -11,6 +11,7 @@ from boards import MODES, TEMP_C, WATTS, ModedBoard, write
 from models import assert_refused, command, make_model
 
 from edge_awq.bench.results import read_results
+from edge_awq.signals import ENDINGS
 from edge_awq.tune import nvpmodel, setters
 
 NEVER_ENDS = 10**6  # repeats
@@ -159,10 +160,10 @@ def test_sudo_is_kept_from_asking_again_before_the_mode_is_set_back(board, monke
 
 
 def test_signals_are_as_before_afterwards(board):
-    before = [signal.getsignal(number) for number in nvpmodel._ENDINGS]
+    before = [signal.getsignal(number) for number in ENDINGS]
     with nvpmodel.ModeSwitch(board.root).restored():
         pass
-    assert [signal.getsignal(number) for number in nvpmodel._ENDINGS] == before and board.calls == []
+    assert [signal.getsignal(number) for number in ENDINGS] == before and board.calls == []
 
 
 def no_modes(board):

@@ -80,19 +80,12 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
 def _compile(bundle: Bundle, gpu: Gpu | None, context: int, progress: Progress,
              fresh: bool = False) -> tuple[Toolkit, StoredEngine, CompileReport | None]:
     """Compile where that is needed, and say why."""
-    from edge_awq.detect import detect_target, read_machine
+    from edge_awq.detect import read_machine
     from edge_awq.engine.standard.compile import check_symmetric, compile_engine, shape_settings
     from edge_awq.engine.standard.runtimes import find_runtime
-    from edge_awq.engine.trt.forecast import PLUGIN_FREE, Wanted, check_memory
-    from edge_awq.engine.trt.plan_cache import (
-        compiling,
-        engine_path,
-        find_engine,
-        hash_graph,
-        make_key,
-        read_engine,
-        stale,
-    )
+    from edge_awq.engine.trt.compile_once import Request, find_or_compile
+    from edge_awq.engine.trt.forecast import PLUGIN_FREE, Wanted
+    from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, make_key
 
     check_symmetric(bundle)
     runtime, toolkit = find_runtime(gpu)
@@ -101,13 +94,7 @@ def _compile(bundle: Bundle, gpu: Gpu | None, context: int, progress: Progress,
                    hash_graph(bundle.graph, shape_settings(bundle, context)))
     key = dataclasses.replace(key, contract=None)
     path = engine_path(bundle.path, key)
-    if not fresh and (stored := find_engine(path, progress)):
-        return toolkit, stored, None
-    for line in stale(bundle.path, key):
-        progress.note(line)
-    forecast_bytes = check_memory(bundle, detect_target(machine), progress, Wanted(context, KV_BITS, PLUGIN_FREE))
-    with compiling(path.parent, progress):
-        if not fresh and (stored := find_engine(path, Quiet())):
-            return toolkit, stored, None
-        report = compile_engine(bundle, path, context, runtime, progress, forecast_bytes)
-    return toolkit, read_engine(path), report
+    stored, report = find_or_compile(
+        Request(bundle, machine, key, Wanted(context, KV_BITS, PLUGIN_FREE), fresh), progress,
+        lambda forecast_bytes: compile_engine(bundle, path, context, runtime, progress, forecast_bytes))
+    return toolkit, stored, report

@@ -91,35 +91,20 @@ def pick_context(bundle: Bundle, threads: int | None, context: int | None) -> in
 def _compile(bundle: Bundle, cuda: Cuda, progress: Progress, forms: Sequence[Form],
              fresh: bool = False) -> tuple[Toolkit, StoredEngine, CompileReport | None]:
     """Compile where that is needed, and say why: the first of ``forms``, unless an engine of a later one is there."""
-    from edge_awq.detect import detect_target, read_machine
+    from edge_awq.detect import read_machine
     from edge_awq.engine.trt.bindings import load_toolkit
     from edge_awq.engine.trt.build import compile_engine, shape_settings
-    from edge_awq.engine.trt.plan_cache import (
-        compiling,
-        engine_path,
-        find_engine,
-        hash_graph,
-        make_key,
-        read_engine,
-        stale,
-    )
+    from edge_awq.engine.trt.compile_once import Request, find_or_compile
+    from edge_awq.engine.trt.forecast import WEIGHTS_INSIDE, Wanted
+    from edge_awq.engine.trt.plan_cache import engine_path, hash_graph, make_key
 
     toolkit, machine = load_toolkit(), read_machine()
     keys = {make_key(toolkit, cuda.gpu, machine.power_mode, form.name,
                      hash_graph(bundle.graph, shape_settings(bundle, form))): form for form in forms}
     key = next((each for each in keys if engine_path(bundle.path, each).is_file()), next(iter(keys)))
-    path = engine_path(bundle.path, key)
-    if not fresh and (stored := find_engine(path, progress)):
-        return toolkit, stored, None
-    from edge_awq.engine.trt.forecast import WEIGHTS_INSIDE, Wanted, check_memory
-
-    for line in stale(bundle.path, key):
-        progress.note(line)
     form = keys[key]
     wanted = Wanted(bundle.manifest.context, form.kv_bits, WEIGHTS_INSIDE if form.weights_inside else None)
-    forecast_bytes = check_memory(bundle, detect_target(machine), progress, wanted)
-    with compiling(path.parent, progress):
-        if not fresh and (stored := find_engine(path, Quiet())):
-            return toolkit, stored, None
-        report = compile_engine(bundle, key, toolkit, progress, forecast_bytes, form)
-    return toolkit, read_engine(path), report
+    stored, report = find_or_compile(
+        Request(bundle, machine, key, wanted, fresh), progress,
+        lambda forecast_bytes: compile_engine(bundle, key, toolkit, progress, forecast_bytes, form))
+    return toolkit, stored, report

@@ -10,9 +10,9 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from edge_awq.progress import Advance
+from edge_awq.signals import ENDINGS
 
 UNITS = 1000  # of a build's progress bar
-_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Phases:
@@ -67,7 +67,7 @@ def deferred_interrupt() -> Iterator[Interrupt]:
         interrupt.pressed = True
         came.append(number)
 
-    before = {number: signal.signal(number, note) for number in _ENDINGS if callable(signal.getsignal(number))}
+    before = {number: signal.signal(number, note) for number in ENDINGS if callable(signal.getsignal(number))}
     try:
         yield interrupt
     finally:
