@@ -14,6 +14,8 @@ import numpy as np
 from edge_awq.engine.base import not_finite
 from edge_awq.errors import EdgeAwqError
 
+_BLOCK = 512
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -102,19 +104,22 @@ def sample(logits: np.ndarray, settings: SamplingSettings, seen: np.ndarray, ran
         raise not_finite()
     scores = logits
     if settings.repetition_penalty != 1:
-        scores = penalize(scores.astype(np.float64), seen, settings.repetition_penalty)
+        scores = penalize(scores, seen, settings.repetition_penalty)
     if settings.temperature == 0:
         return int(scores.argmax())
-    scores = scores.astype(np.float64)
-    with np.errstate(over="ignore"):  # the likeliest is 0, however low the temperature; others may become -inf
-        scores = (scores - scores.max()) / settings.temperature
-    if settings.top_k:
-        scores = keep_top_k(scores, settings.top_k)
+    ids = None  # all of them
+    if settings.top_k:  # before the temperature, which changes no order: few tokens are left for all that follows
+        ids = top_k_ids(scores, settings.top_k)
+        scores = scores[ids]
+    scores = _divide(scores, settings.temperature)
     if settings.top_p < 1:
-        scores = keep_top_p(scores, settings.top_p)
+        kept = top_p_ids(scores, settings.top_p)
+        ids, scores = kept if ids is None else ids[kept], scores[kept]
     if settings.min_p > 0:
-        scores = keep_min_p(scores, settings.min_p)
-    return _draw(scores, random)
+        kept = min_p_ids(scores, settings.min_p)
+        ids, scores = kept if ids is None else ids[kept], scores[kept]
+    drawn = _draw(np.exp(scores - scores.max()), random)
+    return drawn if ids is None else int(ids[drawn])
 
 
 def penalize(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
@@ -128,53 +133,61 @@ def penalize(scores: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray
     return penalized
 
 
-def keep_top_k(scores: np.ndarray, top_k: int) -> np.ndarray:
-    """Scores [V] with all but the k highest, and ties with the lowest of these, at -inf."""
-    if top_k >= scores.size:
-        return scores
-    return np.where(scores >= np.partition(scores, -top_k)[-top_k], scores, -np.inf)
+def top_k_ids(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """Indices, ascending, of the k highest scores [V] and of all that equal the lowest of these; none of -inf."""
+    candidates = _head(scores, lambda found: found.size >= top_k)
+    if candidates.size <= top_k:
+        return candidates
+    return candidates[scores[candidates] >= np.partition(scores[candidates], -top_k)[-top_k]]
 
 
-def keep_top_p(scores: np.ndarray, top_p: float) -> np.ndarray:
-    """Scores [V] with all but the most probable tokens at -inf: those with less than top_p above them, and the best.
+def top_p_ids(scores: np.ndarray, top_p: float) -> np.ndarray:
+    """Indices of the most probable tokens by scores [V]: those with less than top_p above them, and the best.
 
     Source: Holtzman et al. 2019, The Curious Case of Neural Text Degeneration (nucleus sampling).
     """
-    probabilities = _softmax(scores)
-    candidates = _head(scores, probabilities, top_p)
+    weights = np.exp(scores - scores.max())
+    total = weights.sum(dtype=np.float64)
+    candidates = _head(scores, lambda found: weights[found].sum(dtype=np.float64) >= top_p * total)
     descending = candidates[np.argsort(scores[candidates], kind="stable")[::-1]]
-    above = np.cumsum(probabilities[descending[:-1]])
-    kept = descending[: 1 + np.searchsorted(above, top_p)]
-    filtered = np.full_like(scores, -np.inf)
-    filtered[kept] = scores[kept]
-    return filtered
+    above = np.cumsum(weights[descending[:-1]], dtype=np.float64)
+    return descending[: 1 + np.searchsorted(above, top_p * total)]
 
 
-def keep_min_p(scores: np.ndarray, min_p: float) -> np.ndarray:
-    """Scores [V] with tokens less than min_p times as probable as the best one at -inf.
+def min_p_ids(scores: np.ndarray, min_p: float) -> np.ndarray:
+    """Indices, ascending, of tokens that by scores [V] are at least min_p times as probable as the best one.
 
     Source: Nguyen et al. 2024, Turning Up the Heat (min-p sampling).
     """
-    return np.where(scores >= scores.max() + math.log(min_p), scores, -np.inf)
+    return np.flatnonzero(scores >= scores.max() + math.log(min_p))
 
 
-def _head(scores: np.ndarray, probabilities: np.ndarray, top_p: float) -> np.ndarray:
-    """Indices of tokens that surely hold the most probable top_p: sorting few is faster than sorting a vocabulary."""
+def _divide(scores: np.ndarray, temperature: float) -> np.ndarray:
+    """Scores by temperature, the best at 0: it stays there, however low the temperature; others may become -inf."""
+    with np.errstate(over="ignore"):
+        return (scores - scores.max()) / max(temperature, float(np.finfo(scores.dtype).tiny))
+
+
+def _head(scores: np.ndarray, suffices: Callable[[np.ndarray], bool]) -> np.ndarray:
+    """Indices, ascending, of the highest scores, so many that they suffice: to sort few is faster than a vocabulary."""
     best = scores.max()
     for width in (4.0, 8.0, 16.0):
         candidates = np.flatnonzero(scores >= best - width)
-        if probabilities[candidates].sum() >= top_p:
+        if suffices(candidates):
             return candidates
     return np.flatnonzero(scores > -np.inf)
 
 
-def _draw(scores: np.ndarray, random: np.random.Generator) -> int:
-    candidates = np.flatnonzero(scores > -np.inf)
-    cumulative = np.cumsum(_softmax(scores[candidates]))
-    place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-    return int(candidates[min(place, candidates.size - 1)])
+def _draw(weights: np.ndarray, random: np.random.Generator) -> int:
+    """An index, each in proportion to its weight; sums of blocks first, as those of a vocabulary take long to make."""
+    starts = np.arange(0, weights.size, _BLOCK)
+    blocks = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    point = random.random() * blocks[-1]
+    block = _place(blocks, point)
+    inside = np.cumsum(weights[starts[block]:][:_BLOCK], dtype=np.float64)
+    return int(starts[block]) + _place(inside, point - (blocks[block - 1] if block else 0.0))
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    weights = np.exp(scores - scores.max())
-    return weights / weights.sum()
+def _place(cumulative: np.ndarray, point: float) -> int:
+    """The first index whose sum is above the point; where rounding leaves none, the last that has a weight."""
+    return int(min(np.searchsorted(cumulative, point, side="right"), np.searchsorted(cumulative, cumulative[-1])))

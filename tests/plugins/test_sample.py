@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from kernel_harness import SCHEDULES, KernelError, call, guarded, library, pointer
 
-from edge_awq.runner.sampling import SamplingSettings, keep_min_p, keep_top_k, keep_top_p, sample
+from edge_awq.runner.sampling import SamplingSettings, min_p_ids, sample, top_k_ids, top_p_ids
 
 
 class SampleArguments(ctypes.Structure):
@@ -73,11 +73,13 @@ def filtered(logits, settings):
     """Scores [size] float64, -inf where ruled out: the reference's filters, in its order."""
     given = {name: float(np.float32(value)) for name, value in (OFF | settings).items()}
     scores = logits.astype(np.float64) / given["temperature"]
-    if given["top_k"]:
-        scores = keep_top_k(scores, int(given["top_k"]))
-    if given["top_p"] < 1:
-        scores = keep_top_p(scores, given["top_p"])
-    return keep_min_p(scores, given["min_p"]) if given["min_p"] else scores
+    for name, ids in (("top_k", top_k_ids), ("top_p", top_p_ids), ("min_p", min_p_ids)):
+        if given[name] != OFF[name]:
+            kept = ids(scores, int(given[name]) if name == "top_k" else given[name])
+            rest = np.ones(len(scores), bool)
+            rest[kept] = False
+            scores[rest] = -np.inf
+    return scores
 
 
 def weights_of(scores):

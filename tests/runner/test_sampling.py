@@ -10,11 +10,11 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.sampling import (
     Sampler,
     SamplingSettings,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
+    min_p_ids,
     penalize,
     sample,
+    top_k_ids,
+    top_p_ids,
 )
 
 SIZE = 401  # no power of two divides it
@@ -23,6 +23,13 @@ NOTHING_SEEN = np.zeros(SIZE, dtype=bool)
 
 def scores_of(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(scale=3.0, size=SIZE)
+
+
+def kept(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The scores with all but these at -inf, as transformers has them."""
+    filtered = np.full_like(scores, -np.inf)
+    filtered[ids] = scores[ids]
+    return filtered
 
 
 def oracle(processor: transformers.LogitsProcessor, scores: np.ndarray, ids: tuple[int, ...] = (0,)) -> np.ndarray:
@@ -34,45 +41,60 @@ def oracle(processor: transformers.LogitsProcessor, scores: np.ndarray, ids: tup
 @pytest.mark.parametrize("top_k", [1, 2, 50, SIZE - 1, SIZE, 10 * SIZE])
 def test_top_k_keeps_what_transformers_keeps(top_k, seed):
     scores = scores_of(seed)
-    assert np.array_equal(keep_top_k(scores, top_k), oracle(transformers.TopKLogitsWarper(top_k), scores))
+    assert np.array_equal(kept(scores, top_k_ids(scores, top_k)), oracle(transformers.TopKLogitsWarper(top_k), scores))
 
 
 def test_top_k_keeps_ties_like_transformers():
     scores = np.array([1.0, 3.0, 2.0, 2.0, 2.0, -1.0])
-    assert np.array_equal(keep_top_k(scores, 2), oracle(transformers.TopKLogitsWarper(2), scores))
+    assert np.array_equal(kept(scores, top_k_ids(scores, 2)), oracle(transformers.TopKLogitsWarper(2), scores))
+
+
+def test_top_k_of_few_that_are_possible():
+    scores = np.array([-np.inf, 1.0, -np.inf, 0.0])
+    for top_k in (1, 2, 3, 4, 9):
+        assert set(top_k_ids(scores, top_k)) == {1, 3} - ({3} if top_k == 1 else set())
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0], ids=["flat", "usual", "peaked"])
+@pytest.mark.parametrize("top_k", [1, 40, 50000])
+def test_top_k_of_a_large_vocabulary_equals_transformers(scale, top_k):
+    scores = np.random.default_rng(2).normal(scale=scale, size=50257).astype(np.float32)
+    assert np.array_equal(kept(scores, top_k_ids(scores, top_k)), oracle(transformers.TopKLogitsWarper(top_k), scores))
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("top_p", [0.0, 0.01, 0.3, 0.9, 0.999])
 def test_top_p_keeps_what_transformers_keeps(top_p, seed):
     scores = scores_of(seed)
-    assert np.array_equal(keep_top_p(scores, top_p), oracle(transformers.TopPLogitsWarper(top_p), scores))
+    assert np.array_equal(kept(scores, top_p_ids(scores, top_p)), oracle(transformers.TopPLogitsWarper(top_p), scores))
 
 
 def test_top_p_keeps_ties_like_transformers():
     for scores in (np.zeros(8), np.array([0.0, 3.0, 1.0, 3.0, 1.0, 1.0])):
         for top_p in (0.1, 0.3, 0.55, 0.95):
-            assert np.array_equal(keep_top_p(scores, top_p), oracle(transformers.TopPLogitsWarper(top_p), scores))
+            expected = oracle(transformers.TopPLogitsWarper(top_p), scores)
+            assert np.array_equal(kept(scores, top_p_ids(scores, top_p)), expected)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0], ids=["flat", "usual", "peaked"])
 @pytest.mark.parametrize("top_p", [0.5, 0.999999])
 def test_top_p_of_a_large_vocabulary_equals_transformers(scale, top_p):
     scores = np.random.default_rng(1).normal(scale=scale, size=50257)
-    assert np.array_equal(keep_top_p(scores, top_p), oracle(transformers.TopPLogitsWarper(top_p), scores))
+    assert np.array_equal(kept(scores, top_p_ids(scores, top_p)), oracle(transformers.TopPLogitsWarper(top_p), scores))
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9])
 def test_top_p_after_top_k_equals_transformers(top_p):
-    scores = keep_top_k(scores_of(7), 20)
-    assert np.array_equal(keep_top_p(scores, top_p), oracle(transformers.TopPLogitsWarper(top_p), scores))
+    scores = scores_of(7)
+    scores = kept(scores, top_k_ids(scores, 20))
+    assert np.array_equal(kept(scores, top_p_ids(scores, top_p)), oracle(transformers.TopPLogitsWarper(top_p), scores))
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("min_p", [0.001, 0.05, 0.5, 1.0])
 def test_min_p_keeps_what_transformers_keeps(min_p, seed):
     scores = scores_of(seed)
-    assert np.array_equal(keep_min_p(scores, min_p), oracle(transformers.MinPLogitsWarper(min_p), scores))
+    assert np.array_equal(kept(scores, min_p_ids(scores, min_p)), oracle(transformers.MinPLogitsWarper(min_p), scores))
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.0, 1.3, 5.0])
@@ -111,6 +133,21 @@ def test_draws_follow_the_probabilities_of_transformers(settings):
     wanted = [*(probabilities[common] * draws), probabilities[~common].sum() * draws]
     if wanted[-1] < 5:
         observed, wanted = observed[:-1], np.array(wanted[:-1]) * (sum(observed[:-1]) / sum(wanted[:-1]))
+    assert chisquare(observed, wanted).pvalue > 1e-4
+
+
+def test_draws_from_a_whole_vocabulary_follow_their_probabilities():
+    """Blocks of tokens, the last one ragged, with impossible tokens at both ends and in between; as above."""
+    size, draws = 1234, 40000
+    scores = np.random.default_rng(5).normal(size=size).astype(np.float32)
+    scores[:3] = scores[500:1100] = scores[-3:] = -np.inf
+    random, seen = np.random.default_rng(1), np.zeros(size, bool)
+    counts = np.bincount([sample(scores, SamplingSettings(), seen, random) for _ in range(draws)], minlength=size)
+    possible = scores > -np.inf
+    expected = torch.from_numpy(scores).double().softmax(-1).numpy() * draws
+    assert not counts[~possible].any()
+    common = possible & (expected >= 5)
+    observed, wanted = [*counts[common], counts[~common].sum()], [*expected[common], expected[~common].sum()]
     assert chisquare(observed, wanted).pvalue > 1e-4
 
 
