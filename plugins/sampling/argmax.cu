@@ -28,6 +28,11 @@ struct Argmax {
     return static_cast<Candidate>(key_of(logit)) << 32 | ~static_cast<uint32_t>(index);
   }
 
+  __device__ __forceinline__ static int64_t token_of(Candidate best) {
+    const bool is_broken = !is_finite_key(static_cast<uint32_t>(best >> 32));
+    return static_cast<int64_t>(is_broken) << 32 | ~static_cast<uint32_t>(best);
+  }
+
   __device__ __forceinline__ static Candidate better(Candidate a, Candidate b) { return a > b ? a : b; }
 
   // The best of all threads, for the first warp.
@@ -57,7 +62,7 @@ struct Argmax {
     best = 0;
     for (int i = threadIdx.x; i < a.splits; i += kArgmaxThreads) best = better(best, found[i]);
     best = best_of_block(best, shared);
-    if (threadIdx.x == 0) a.tokens[row] = ~static_cast<uint32_t>(best);
+    if (threadIdx.x == 0) a.tokens[row] = token_of(best);
   }
 };
 

@@ -8,7 +8,8 @@ namespace edge_awq {
 // Device pointers; the kernel's only parameter, by value.
 struct ArgmaxArguments {
   const float* logits;       // [rows, size]
-  int64_t* tokens;           // [rows], where each row's largest logit is: the first if several, the first NaN if any
+  int64_t* tokens;           // [rows], where each row's largest logit is: the first if several, the first NaN if any;
+                             // and 2^32 more if that one is not finite
   unsigned long long* best;  // [rows, splits]
   unsigned* finished;        // [rows], zero before the first launch and after each
   int rows, size;

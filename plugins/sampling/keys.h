@@ -14,6 +14,10 @@ __device__ __forceinline__ uint32_t key_of(float logit) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+__device__ __forceinline__ bool is_finite_key(uint32_t key) {
+  return key > kKeyOfMinusInfinity && key < kKeyOfInfinity;
+}
+
 __device__ __forceinline__ float logit_of(uint32_t key) {
   return as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }

@@ -328,7 +328,7 @@ struct Sample {
   __device__ __forceinline__ int64_t choose() {
     const Sum best = best_of_block();
     const uint32_t key = static_cast<uint32_t>(best >> 32);
-    if (key >= kKeyOfInfinity || key <= kKeyOfMinusInfinity) return -1;
+    if (!is_finite_key(key)) return -1;
     float temperature = a.settings[kTemperature];
     if (!(temperature >= kSmallestTemperature)) return ~static_cast<uint32_t>(best);
     temperature = fminf(temperature, 1 / kSmallestTemperature);

@@ -231,6 +231,9 @@ def test_argmax(device, rng, size):
     for _ in range(3):
         op.run([device.put(logits)], [tokens])
         np.testing.assert_array_equal(device.get(tokens), logits.argmax(1))
+    logits[1, -1] = np.nan
+    op.run([device.put(logits)], [tokens])
+    np.testing.assert_array_equal(device.get(tokens), logits.argmax(1) + np.array([0, 1 << 32, 0]))
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])

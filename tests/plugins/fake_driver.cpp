@@ -294,6 +294,11 @@ int cuMemcpyDtoHAsync_v2(void* to, const void* from, size_t bytes, void*) {
   if (const int status = outcome("cuMemcpyDtoHAsync_v2")) return status;
   return fake.is_capturing ? 900 : cuMemcpyDtoH_v2(to, from, bytes);
 }
+int cuMemcpyDtoDAsync_v2(void* to, const void* from, size_t bytes, void*) {
+  note("cuMemcpyDtoDAsync");
+  if (const int status = outcome("cuMemcpyDtoDAsync_v2")) return status;
+  return fake.is_capturing ? 900 : cuMemcpyDtoH_v2(to, from, bytes);
+}
 int cuMemHostAlloc(void** address, size_t bytes, unsigned) {
   if (const int status = outcome("cuMemHostAlloc")) return status;
   *address = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);

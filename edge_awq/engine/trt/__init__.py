@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.bindings import Toolkit
     from edge_awq.engine.trt.build import CompileReport, Form
     from edge_awq.engine.trt.cuda import Cuda
+    from edge_awq.engine.trt.greedy import GreedyTrtEngine
     from edge_awq.engine.trt.plan_cache import StoredEngine
-    from edge_awq.engine.trt.runtime import GreedyTrtEngine
 
 USUAL_KV_BITS = 16
 
@@ -60,7 +60,7 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
     """
     from edge_awq.engine.trt.build import Form
     from edge_awq.engine.trt.cuda import open_cuda
-    from edge_awq.engine.trt.runtime import GreedyTrtEngine
+    from edge_awq.engine.trt.greedy import GreedyTrtEngine
 
     context = pick_context(bundle, threads, context)
     cuda = open_cuda()

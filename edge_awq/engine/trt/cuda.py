@@ -61,12 +61,28 @@ class Cuda(Protocol):
         """Fill an array from the device; it is filled after ``synchronize``."""
         ...
 
+    def copy(self, address: int, source: int, nbytes: int) -> None:
+        """Copy to an address from another one on the device."""
+        ...
+
     def clear(self, address: int, nbytes: int) -> None:
         """Set device memory to zeros."""
         ...
 
     def synchronize(self) -> None:
         """Wait until everything on the stream is done."""
+        ...
+
+    def event(self) -> Any:
+        """Something to record; it lasts until ``close``."""
+        ...
+
+    def record(self, event: Any) -> None:
+        """Put an event on the stream."""
+        ...
+
+    def wait(self, event: Any) -> None:
+        """Wait until all is done that was on the stream when the event was recorded last."""
         ...
 
     def capture(self, work: Callable[[], None]) -> int:
@@ -154,6 +170,11 @@ class PycudaCuda:
         with self._checked("copy from the GPU"):
             self._driver.memcpy_dtoh_async(array, address, self._held.stream)
 
+    def copy(self, address: int, source: int, nbytes: int) -> None:
+        self._enter_thread()
+        with self._checked("copy on the GPU"):
+            self._driver.memcpy_dtod_async(address, source, nbytes, self._held.stream)
+
     def clear(self, address: int, nbytes: int) -> None:
         self._enter_thread()
         with self._checked("clearing of GPU memory"):
@@ -163,6 +184,21 @@ class PycudaCuda:
         self._enter_thread()
         with self._checked("work on the GPU"):
             self._held.stream.synchronize()
+
+    def event(self) -> Any:
+        with self._checked("event"), self._held.pushed():
+            self._held.events.append(self._driver.Event(self._driver.event_flags.DISABLE_TIMING))
+        return self._held.events[-1]
+
+    def record(self, event: Any) -> None:
+        self._enter_thread()
+        with self._checked("record of an event"):
+            event.record(self._held.stream)
+
+    def wait(self, event: Any) -> None:
+        self._enter_thread()
+        with self._checked("work on the GPU"):
+            event.synchronize()
 
     def capture(self, work: Callable[[], None]) -> int:
         self._enter_thread()
@@ -199,11 +235,12 @@ class PycudaCuda:
 
 
 class _Held:
-    """What is to be given back: memory by its address, the stream, the context."""
+    """What is to be given back: memory by its address, events, the stream, the context."""
 
     def __init__(self, context: Any, library: Any) -> None:
         self.stream: Any = None
         self.memory: dict[int, Any] = {}
+        self.events: list[Any] = []
         self.handle = ctypes.c_void_p()
         self._context, self._library = context, library
         with self.pushed():
@@ -229,7 +266,8 @@ class _Held:
                 self.stream.synchronize()  # a GPU that is lost would complain of every piece of memory
             for memory in self.memory.values():
                 memory.free()
-            self.stream = None  # it goes before its context does
+            self.events.clear()  # they go before their context does, as the stream
+            self.stream = None
         finally:
             # While it is the current one, or pycuda would push it again; left to pycuda's destructor, the wrong
             # function would be called on a primary one.

@@ -228,12 +228,12 @@ def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, slopes: np.ndar
 
 
 class GreedyToken(OpRun):
-    """As plugin, the first of equals; on TensorRT 8 the graph reads it as two words."""
+    """As plugin, the first of equals, and 2 ** 32 more where it is not finite; on TensorRT 8 its two words."""
 
     op_domain = DOMAIN
 
     def _run(self, logits: np.ndarray, **_: Any) -> tuple[np.ndarray]:
-        return (logits.argmax(-1),)
+        return (logits.argmax(-1) + (~np.isfinite(logits.max(-1)) * (1 << 32)),)
 
 
 OPS = (Int4MatMul, Int8MatMul, Fp16MatMul, RmsNorm, LayerNorm, CachedAttention, GreedyToken)

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_awq.engine.base import not_finite
 from edge_awq.engine.trt.bindings import Toolkit
 from edge_awq.engine.trt.cuda import Cuda
-from edge_awq.engine.trt.passes import CACHE, DECODE, IDS, LOGITS, PAST_LENGTH, PREFILL, TOKENS, LoadedPlan, Pass
+from edge_awq.engine.trt.passes import CACHE, DECODE, IDS, LOGITS, PAST_LENGTH, PREFILL, LoadedPlan, Pass
 from edge_awq.engine.trt.plan_cache import StoredEngine
 from edge_awq.engine.trt.upload import PIECE_BYTES, content, upload_weights
 from edge_awq.errors import EdgeAwqError
@@ -227,44 +226,6 @@ class _Open:
             self.cuda.synchronize()  # after Ctrl-C a pass may be under way, in what is released now
             if self.kernels:
                 self.kernels.save()
-
-
-class GreedyTrtEngine(TrtEngine):
-    """With passes that choose the likeliest token; see GreedyEngine of edge_awq.engine.base."""
-
-    _fits_more = "; with --kv-bits 8 about twice as many tokens do"
-    _chosen: int | None = None  # by the last call, where that was step_greedy
-
-    def step_greedy(self, token_id: int) -> int:
-        """Append one token; returns the likeliest next one: four bytes leave the device, and no logits.
-
-        That the logits of the last such call were finite is seen from the largest, which comes along with this one.
-        """
-        self._check_ids([token_id])
-        chosen, self._chosen = self._chosen, None
-        if chosen is not None:
-            self._cuda.download(self._host_largest, self._logits + chosen * self._host_largest.itemsize)
-        self._append([token_id], self._decode, (self._host_token, self._tokens))
-        if chosen is not None and not np.isfinite(self._host_largest[0]):
-            raise not_finite()
-        self._chosen = int(self._host_token[0])
-        return self._chosen
-
-    def _append(self, ids: Sequence[int], one: Pass, wanted: tuple[np.ndarray, int] | None = None) -> None:
-        self._chosen = None
-        super()._append(ids, one, wanted)
-
-    def _make_buffers(self) -> None:
-        super()._make_buffers()
-        # The low word of an INT64, or TensorRT 8's two INT32 in its place.
-        self._host_token = self._cuda.host_array((1,), np.int32)
-        self._host_largest = self._cuda.host_array((1,), np.float32)
-        self._tokens = self._cuda.alloc(self._decode.most_rows * np.dtype(np.int64).itemsize)
-
-    def _bind(self, one: Pass, weights: Mapping[WeightInput, int]) -> None:
-        super()._bind(one, weights)
-        if TOKENS in one.outputs:
-            one.bind(TOKENS, self._tokens)
 
 
 def _provenance(toolkit: Toolkit, stored: StoredEngine) -> dict[str, Any]:

@@ -64,6 +64,10 @@ class FakeCuda:
         assert self._captured is None and array.flags.c_contiguous
         self.enqueue(lambda: self._fill(array.reshape(-1).view(np.uint8), self.bytes_at(address, array.nbytes)))
 
+    def copy(self, address, source, nbytes):
+        assert self._captured is None
+        self.enqueue(lambda: self._fill(self.bytes_at(address, nbytes), self.bytes_at(source, nbytes)))
+
     def clear(self, address, nbytes):
         self.enqueue(lambda: self._fill(self.bytes_at(address, nbytes), 0))
 
@@ -76,6 +80,20 @@ class FakeCuda:
         if self.failure:
             raise lost("work on the GPU", self.failure)
         while self.queue:
+            self.queue.pop(0)()
+
+    def event(self):
+        return []  # what was recorded and has not happened yet
+
+    def record(self, event):
+        mark = object()
+        event[:] = [mark]
+        self.enqueue(lambda: event.remove(mark) if mark in event else None)
+
+    def wait(self, event):
+        if self.failure:
+            raise lost("work on the GPU", self.failure)
+        while event:
             self.queue.pop(0)()
 
     def capture(self, work):

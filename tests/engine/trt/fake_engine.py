@@ -187,7 +187,7 @@ class IExecutionContext:
         self.array("logits", (len(found), VOCAB))[:] = found
         if "tokens" in tensors:  # INT64, or pairs of INT32, low word first: the same bytes
             words = self.engine.cuda.bytes_at(self.addresses["tokens"], 8 * len(found)).view("<i8")
-            words[:] = np.argmax(found, axis=1)
+            words[:] = np.argmax(found, axis=1) + (~np.isfinite(np.max(found, axis=1)) * (1 << 32))
 
 
 class ExecutionContext8(IExecutionContext):

@@ -115,7 +115,9 @@ def fake_pycuda(log, failing=None):
         Stream=act("Stream", stream), mem_get_info=act("mem_get_info", (1000, 2000)),
         mem_alloc=act("mem_alloc", lambda size: Allocation(4096)), memcpy_htod_async=act("memcpy_htod_async"),
         memcpy_dtoh_async=act("memcpy_dtoh_async"), pagelocked_zeros=act("pagelocked_zeros", np.zeros),
-        memset_d8_async=act("memset_d8_async"))
+        memcpy_dtod_async=act("memcpy_dtod_async"), memset_d8_async=act("memset_d8_async"),
+        event_flags=SimpleNamespace(DISABLE_TIMING=2),
+        Event=act("Event", lambda flags: SimpleNamespace(flags=flags, record=act("record"), synchronize=act("wait"))))
     return module
 
 
@@ -128,13 +130,19 @@ def test_primary_context_memory_and_stream():
     cuda.clear(address, 100)
     cuda.upload(address, np.zeros(3))
     cuda.download(cuda.host_array((3,), np.float32), address)
+    cuda.copy(address, address + 50, 50)
+    event = cuda.event()
+    cuda.record(event)
+    cuda.wait(event)
     cuda.synchronize()
     cuda.launch(cuda.capture(lambda: None))
     cuda.free(address)
+    assert event.flags == 2
     cuda.close()
     cuda.close()
     assert log[7:] == ["push", "mem_alloc", "pop", "memset_d8_async", "memcpy_htod_async", "push", "pagelocked_zeros",
-                       "pop", "memcpy_dtoh_async", "synchronize", "push", "pop", "push", "synchronize", "detach"]
+                       "pop", "memcpy_dtoh_async", "memcpy_dtod_async", "push", "Event", "pop", "record", "wait",
+                       "synchronize", "push", "pop", "push", "synchronize", "detach"]
 
 
 def test_a_lost_gpu_is_left_without_freeing_memory(monkeypatch):
@@ -155,6 +163,8 @@ def test_a_lost_gpu_is_left_without_freeing_memory(monkeypatch):
     ("mem_alloc", lambda cuda: cuda.alloc(5_000_000)), ("synchronize", lambda cuda: cuda.synchronize()),
     ("memset_d8_async", lambda cuda: cuda.clear(1, 8)), ("memcpy_htod_async", lambda cuda: cuda.upload(1, np.zeros(1))),
     ("memcpy_dtoh_async", lambda cuda: cuda.download(np.zeros(1), 1)),
+    ("memcpy_dtod_async", lambda cuda: cuda.copy(1, 2, 4)), ("Event", lambda cuda: cuda.event()),
+    ("record", lambda cuda: cuda.record(cuda.event())), ("wait", lambda cuda: cuda.wait(cuda.event())),
     ("mem_get_info", lambda cuda: cuda.free_bytes()), ("pagelocked_zeros", lambda cuda: cuda.host_array((1,), "f4")),
     ("detach", lambda cuda: cuda.close()),
 ])

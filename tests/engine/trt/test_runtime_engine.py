@@ -124,12 +124,7 @@ def test_logits_of_every_token(machine, count):
 def test_greedy_steps_copy_the_token_and_no_logits(machine, monkeypatch):
     engine, cuda = machine
     copied, download = [], cuda.download
-
-    def count(array, address):
-        copied.append(array.nbytes)
-        download(array, address)
-
-    monkeypatch.setattr(cuda, "download", count)
+    monkeypatch.setattr(cuda, "download", lambda array, at: (copied.append(array.nbytes), download(array, at)))
     text = IDS[:9]
     token = int(engine.prefill(text).argmax())
     copied.clear()
@@ -137,29 +132,80 @@ def test_greedy_steps_copy_the_token_and_no_logits(machine, monkeypatch):
         text = [*text, token]
         token = engine.step_greedy(token)
         assert token == expected(text).argmax() and engine.length == len(text)
-    assert copied == [4, *[4, 4] * 19]  # the token, and from the second on the logit that the last one had
+    assert copied == [8] * 21  # of each token and of the one that is under way
     assert np.array_equal(engine.step(3), expected([*text, 3]))
     engine.truncate(5)
     assert engine.step_greedy(6) == expected([*text[:5], 6]).argmax()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_greedy_steps_see_logits_that_are_not_finite(machine, value):
+def greedy(engine, text, count):
+    """``text`` and so many greedy tokens more, all but the last of which are in the cache."""
+    for _ in range(count):
+        token = engine.step_greedy(text[-1])
+        assert token == expected(text).argmax() and engine.length == len(text)
+        text = [*text, token]
+    return text
+
+
+def test_the_gpu_works_on_while_the_host_has_a_greedy_token(machine):
     engine, cuda = machine
+    text = greedy(engine, [3], 2)
+    for _ in range(5):
+        assert cuda.queue  # of the next pass; the host has not said which token it takes
+        text = greedy(engine, text, 1)
+    launched = len(cuda.launched)
+    text = greedy(engine, text, 5)
+    assert len(cuda.launched) == launched + 5  # and none twice
+
+
+def test_what_was_under_way_is_forgotten_when_something_else_comes(machine):
+    engine, _ = machine
+    text = greedy(engine, IDS[:1], 6)
+    other = [*text[:-1], (text[-1] + 1) % VOCAB]
+    assert engine.step_greedy(other[-1]) == expected(other).argmax()
+    text = greedy(engine, [*other, 5], 3)
+    assert np.array_equal(engine.step(text[-1]), expected(text))
+    text = greedy(engine, [*text, 9], 2)
+    assert np.array_equal(engine.prefill(IDS[: CHUNK + 2]), expected([*text[:-1], *IDS[: CHUNK + 2]]))
+    engine.truncate(4)
+    text = greedy(engine, [*other[:4], 8], 3)
+    last = text[-1]
+    engine.truncate(engine.length - 1)  # the token that comes is the one expected, but at another place
+    assert engine.step_greedy(last) == expected([*text[:-2], last]).argmax()
+
+
+def test_greedy_steps_up_to_the_end_of_the_context(bundle, monkeypatch):
+    install(monkeypatch)
+    engine = open_engine(bundle, context=7)
+    text = greedy(engine, [3], 7)
+    with pytest.raises(EdgeAwqError, match="do not fit into the context of 7"):
+        engine.step_greedy(text[-1])
+    engine.truncate(2)
+    greedy(engine, [*text[:2], 1], 5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_greedy_steps_see_logits_that_are_not_finite(machine, monkeypatch, value):
+    engine, _ = machine
     token = engine.step_greedy(3)
-    cuda.bytes_at(engine._logits, 4 * VOCAB).view(np.float32)[:] = value
-    with pytest.raises(EdgeAwqError, match="not finite"):
-        engine.step_greedy(token)
-    engine.truncate(1)
+    logits = toy_logits
+    with monkeypatch.context() as broken:
+        broken.setattr("fake_engine.toy_logits", lambda *given: np.full_like(logits(*given), value))
+        for _ in range(2):
+            with pytest.raises(EdgeAwqError, match="not finite"):
+                engine.step_greedy(token)
+        engine.truncate(1)
     assert engine.step_greedy(4) == expected([3, 4]).argmax()
 
 
-def test_greedy_steps_judge_the_logits_of_greedy_steps_alone(machine):
-    engine, cuda = machine
-    engine.step_greedy(3)
-    engine.step(4)  # whoever asked for these logits has them
-    cuda.bytes_at(engine._logits, 4 * VOCAB).view(np.float32)[:] = np.nan
-    assert engine.step_greedy(5) == expected([3, 4, 5]).argmax()
+def test_a_gpu_that_is_lost_while_a_greedy_pass_is_under_way(bundle, monkeypatch):
+    cuda = install(monkeypatch)
+    engine = open_engine(bundle)
+    token = engine.step_greedy(3)
+    cuda.failure = "an illegal memory access was encountered"
+    with pytest.raises(EdgeAwqError, match="the GPU failed: work on the GPU: an illegal memory access"):
+        engine.step_greedy(token)
+    engine.close()
 
 
 def test_guesses_and_turns_of_a_chat_over_the_cache(machine):

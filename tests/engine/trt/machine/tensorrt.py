@@ -110,11 +110,12 @@ class IExecutionContext(_scripted.IExecutionContext):
             found = dict(zip([each.name for each in self.engine.outputs], self.engine.evaluator.run(None, feeds),
                              strict=True))
             for name, value in found.items():
-                self._memory(name, value.shape)[...] = FAULTS[FAULT](name, value)
+                dtype = value.dtype if value.dtype == np.int64 else None  # TensorRT 8 calls it two INT32
+                self._memory(name, value.shape, dtype)[...] = FAULTS[FAULT](name, value)
         except Exception:  # nothing may pass through the driver; what is bound keeps its old values
             traceback.print_exc()
 
-    def _memory(self, name, shape):
-        dtype = np.dtype(fake.TYPES[self.engine.get_tensor_dtype(name)])
+    def _memory(self, name, shape, dtype=None):
+        dtype = np.dtype(dtype or fake.TYPES[self.engine.get_tensor_dtype(name)])
         size = int(np.prod(shape)) * dtype.itemsize
         return np.frombuffer((ctypes.c_char * size).from_address(self.addresses[name]), dtype).reshape(shape)

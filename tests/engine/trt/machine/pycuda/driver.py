@@ -66,6 +66,22 @@ class Stream:
         _call("cuStreamSynchronize", self._stream)
 
 
+class event_flags:
+    DISABLE_TIMING = 2
+
+
+class Event:
+    def __init__(self, flags=0):
+        self._event = ctypes.c_void_p()
+        _call("cuEventCreate", ctypes.byref(self._event), flags)
+
+    def record(self, stream):
+        _call("cuEventRecord", self._event, ctypes.c_void_p(stream.handle))
+
+    def synchronize(self):
+        _call("cuEventSynchronize", self._event)
+
+
 class DeviceAllocation:
     def __init__(self, nbytes):
         self._address = ctypes.c_void_p()
@@ -105,3 +121,8 @@ def memcpy_htod_async(address, array, stream):
 def memcpy_dtoh_async(array, address, stream):
     _call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_void_p(address),
           ctypes.c_size_t(array.nbytes), ctypes.c_void_p(stream.handle))
+
+
+def memcpy_dtod_async(to, source, count, stream):
+    _call("cuMemcpyDtoDAsync_v2", ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(count),
+          ctypes.c_void_p(stream.handle))
