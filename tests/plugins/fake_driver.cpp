@@ -352,10 +352,15 @@ int cuGraphExecDestroy(void* graph) {
 }
 
 using Clock = std::chrono::steady_clock;
-int cuEventCreate(void** event, unsigned) { return *event = new Clock::time_point, 0; }
-int cuEventRecord(void* event, void*) { return *static_cast<Clock::time_point*>(event) = Clock::now(), 0; }
-int cuEventSynchronize(void*) { return 0; }
-int cuEventDestroy_v2(void* event) { return delete static_cast<Clock::time_point*>(event), 0; }
+int cuEventCreate(void** event, unsigned) { return *event = new Clock::time_point, outcome("cuEventCreate"); }
+int cuEventRecord(void* event, void*) {
+  *static_cast<Clock::time_point*>(event) = Clock::now();
+  return outcome("cuEventRecord");
+}
+int cuEventSynchronize(void*) { return outcome("cuEventSynchronize"); }
+int cuEventDestroy_v2(void* event) {
+  return delete static_cast<Clock::time_point*>(event), outcome("cuEventDestroy_v2");
+}
 int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
   const auto span = *static_cast<Clock::time_point*>(end) - *static_cast<Clock::time_point*>(start);
   *milliseconds = std::chrono::duration<float, std::milli>(span).count();

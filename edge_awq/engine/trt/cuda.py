@@ -73,15 +73,15 @@ class Cuda(Protocol):
         """Wait until everything on the stream is done."""
         ...
 
-    def event(self) -> Any:
-        """Something to record; it lasts until ``close``."""
+    def event(self) -> int:
+        """Number of a new event, which lasts until ``close``."""
         ...
 
-    def record(self, event: Any) -> None:
+    def record(self, event: int) -> None:
         """Put an event on the stream."""
         ...
 
-    def wait(self, event: Any) -> None:
+    def wait(self, event: int) -> None:
         """Wait until all is done that was on the stream when the event was recorded last."""
         ...
 
@@ -185,20 +185,20 @@ class PycudaCuda:
         with self._checked("work on the GPU"):
             self._held.stream.synchronize()
 
-    def event(self) -> Any:
+    def event(self) -> int:
         with self._checked("event"), self._held.pushed():
             self._held.events.append(self._driver.Event(self._driver.event_flags.DISABLE_TIMING))
-        return self._held.events[-1]
+        return len(self._held.events) - 1
 
-    def record(self, event: Any) -> None:
+    def record(self, event: int) -> None:
         self._enter_thread()
         with self._checked("record of an event"):
-            event.record(self._held.stream)
+            self._held.events[event].record(self._held.stream)
 
-    def wait(self, event: Any) -> None:
+    def wait(self, event: int) -> None:
         self._enter_thread()
         with self._checked("work on the GPU"):
-            event.synchronize()
+            self._held.events[event].synchronize()
 
     def capture(self, work: Callable[[], None]) -> int:
         self._enter_thread()

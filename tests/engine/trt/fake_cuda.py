@@ -20,6 +20,7 @@ class FakeCuda:
         self.queue: list = []
         self.graphs: dict[int, list] = {}
         self.launched, self.destroyed = [], []
+        self.recorded, self.happened = [], []  # how often each event
         self.failure: str | None = None
         self.is_closed = False
         self._next, self._captured = ALIGNMENT, None
@@ -83,17 +84,19 @@ class FakeCuda:
             self.queue.pop(0)()
 
     def event(self):
-        return []  # what was recorded and has not happened yet
+        self.recorded.append(0)
+        self.happened.append(0)
+        return len(self.recorded) - 1
 
     def record(self, event):
-        mark = object()
-        event[:] = [mark]
-        self.enqueue(lambda: event.remove(mark) if mark in event else None)
+        self.recorded[event] += 1
+        number = self.recorded[event]
+        self.enqueue(lambda: self.happened.__setitem__(event, number))
 
     def wait(self, event):
         if self.failure:
             raise lost("work on the GPU", self.failure)
-        while event:
+        while self.happened[event] < self.recorded[event]:
             self.queue.pop(0)()
 
     def capture(self, work):

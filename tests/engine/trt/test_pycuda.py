@@ -75,7 +75,9 @@ def test_a_session_outlives_another_of_the_same_thread(environment):
             "ctypes.CDLL('libcuda.so.1').fake_set(b'needs_context', 1)\n"
             "first, second = open_cuda(), open_cuda()\n"
             "address, found = second.alloc(16), second.host_array((4,), numpy.float32)\n"
+            "events = [each.event() for each in (first, second)]; first.record(events[0])\n"
             "second.clear(address, 16); first.close(); found[:] = 1; second.download(found, address)\n"
+            "second.record(events[1]); second.wait(events[1])\n"
             "second.synchronize(); second.destroy(second.capture(lambda: None)); assert not found.any()\n"
             "second.close()")
     done = subprocess.run([sys.executable, "-c", code], check=False, env=environment, capture_output=True, text=True)
