@@ -68,8 +68,9 @@ def _examine_gpu(machine: Machine) -> Iterator[Finding]:
         major, minor = gpu.compute_capability
         yield Finding("GPU", f"{gpu.name}, compute capability {major}.{minor}, {gpu.sm_count} multiprocessors")
     yield _attempt("pycuda", _try_cuda, "no")
-    yield _attempt("plugins", _try_plugins, "no")
-    yield _attempt("TensorRT", _try_tensorrt, "no")
+    tensorrt = _attempt("TensorRT", _try_tensorrt, "no")
+    yield tensorrt
+    yield _attempt("plugins", partial(_try_plugins, tensorrt.state == "ok"), "no")
 
 
 def _try_cuda() -> str:
@@ -82,18 +83,21 @@ def _try_cuda() -> str:
         cuda.close()
 
 
-def _try_plugins() -> str:
+def _try_tensorrt() -> str:
+    from edge_awq.engine.trt.bindings import import_tensorrt
+
+    return import_tensorrt().version_text
+
+
+def _try_plugins(is_tensorrt_here: bool) -> str:
     from edge_awq import plugins
+    from edge_awq.engine.trt.bindings import load_toolkit
 
     path = plugins.find_library()
     plugins.load_library(path)
-    return f"contract {plugins.CONTRACT_VERSION}, {path}"
-
-
-def _try_tensorrt() -> str:
-    from edge_awq.engine.trt.bindings import load_toolkit
-
-    return f"{load_toolkit().version_text}, with edge-awq's plugins"
+    if is_tensorrt_here:
+        load_toolkit(path)
+    return f"contract {plugins.CONTRACT_VERSION}{', in TensorRT' if is_tensorrt_here else ''}, {path}"
 
 
 def _examine_meters(machine: Machine) -> Iterator[Finding]:

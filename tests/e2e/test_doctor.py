@@ -8,6 +8,7 @@ from models import command
 
 from edge_awq.detect import Machine
 from edge_awq.doctor import examine
+from edge_awq.errors import EdgeAwqError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "power"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine/trt"))
@@ -56,8 +57,18 @@ def test_a_jetson_that_has_all(jetson, monkeypatch):
     assert "jetson-agx-orin-64gb" in things["machine"][1] and "power mode MODE_30W" in things["machine"][1]
     assert things["GPU"][1] == f"{ORIN.name}, compute capability 8.7, {ORIN.sm_count} multiprocessors"
     assert [things[name][0] for name in ("pycuda", "plugins", "TensorRT")] == ["ok"] * 3
-    assert things["TensorRT"][1].startswith("10.3.0")
+    assert things["TensorRT"][1] == "10.3.0" and ", in TensorRT, " in things["plugins"][1]
     assert things["power"][0] == "ok" and "ina3221: 12.0 W now" in things["power"][1]
+
+
+def test_plugins_that_are_missing_are_told_once(jetson, monkeypatch):
+    def missing():
+        raise EdgeAwqError("there is no plugin library", hint="build it")
+
+    install(monkeypatch)
+    monkeypatch.setattr("edge_awq.plugins.find_library", missing)
+    things = found(jetson)
+    assert things["TensorRT"][0] == "ok" and things["plugins"] == ("no", "there is no plugin library", "build it")
 
 
 def test_a_jetson_that_lacks_everything_says_how_to_get_it(jetson, monkeypatch, tmp_path):

@@ -105,7 +105,18 @@ def load_toolkit(library: Path | None = None) -> Toolkit:
     """Import TensorRT and give it the plugins of ``library``; None finds it.
 
     Raises:
-        EdgeAwqError: TensorRT is missing or of a version that is not supported, or the plugin library does not load.
+        EdgeAwqError: as ``import_tensorrt``, or the plugin library does not load.
+    """
+    toolkit = import_tensorrt()
+    _load_plugins(toolkit, library or plugins.find_library())
+    return toolkit
+
+
+def import_tensorrt() -> Toolkit:
+    """TensorRT as it is, without plugins.
+
+    Raises:
+        EdgeAwqError: it is missing or of a version that is not supported.
     """
     try:
         trt = require("tensorrt", "trt")
@@ -118,9 +129,7 @@ def load_toolkit(library: Path | None = None) -> Toolkit:
         raise EdgeAwqError(f"TensorRT cannot be loaded: {error}",
                            hint="install TensorRT's libraries, or let LD_LIBRARY_PATH name their folder") from error
     version = check_version(trt.__version__, np.__version__)
-    toolkit = Toolkit(trt, version, log_of(trt))
-    _load_plugins(toolkit, library or plugins.find_library())
-    return toolkit
+    return Toolkit(trt, version, log_of(trt))
 
 
 def check_version(tensorrt: str, numpy: str) -> tuple[int, ...]:
