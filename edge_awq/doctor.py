@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # For what -> the package, and the extra of edge-awq that brings it.
 _OPTIONAL = {"edge-awq build": ("torch", "quantize"), "edge-awq serve": ("uvicorn", "serve"),
+             "--json-schema": ("llguidance", "structured"),
              "--workers": ("ray", "ray"), "report's picture": ("matplotlib", "plot")}
 
 

@@ -85,7 +85,7 @@ def to_int(context: click.Context, parameter: click.Parameter, value: str | None
 
 
 def decoded(raw: bytes, place: str) -> str:
-    """The text of a prompt.
+    """The text of what a user gave.
 
     Args:
         place: where it comes from.
@@ -96,7 +96,7 @@ def decoded(raw: bytes, place: str) -> str:
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise EdgeAwqError(f"{place}: not UTF-8 text ({error.reason})", hint="convert the prompt to UTF-8") from error
+        raise EdgeAwqError(f"{place}: not UTF-8 text ({error.reason})", hint="convert it to UTF-8") from error
 
 
 def go_on_after_ctrl_c(interrupt: KeyboardInterrupt) -> None:

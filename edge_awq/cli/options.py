@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_awq.cli.common import Finite, form_options, progress
+from edge_awq.cli.common import Finite, decoded, form_options, progress
+from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
     from edge_awq.power.base import MeterChoice
@@ -19,12 +21,28 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 _LOADING = ("threads", "context", "kv_bits", "plugin_free")
-_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+_SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop",
+             "json_schema", "regex")
 
 
 def _all(options: list[Callable[[Command], Command]]) -> Callable[[Command], Command]:
     """One decorator for several; help lists them in this order."""
     return lambda command: reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def read_schema(context: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    """A JSON schema that is given, or lies in a file."""
+    if value is None:
+        return None
+    is_here = value.lstrip().startswith("{")
+    raw, place = (value, "--json-schema") if is_here else (decoded(Path(value).read_bytes(), value), value)
+    try:
+        schema = json.loads(raw)
+    except json.JSONDecodeError as error:
+        raise EdgeAwqError(f"{place}: not JSON ({error})", hint="see https://json-schema.org") from error
+    if not isinstance(schema, dict):
+        raise EdgeAwqError(f"{place}: not a JSON object, so no schema", hint="see https://json-schema.org")
+    return schema
 
 
 sampling_options = _all([
@@ -36,6 +54,9 @@ sampling_options = _all([
     click.option("--repetition-penalty", type=float, help="Above 1: tokens already seen become less likely."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, help="Stop before this text; may be given again."),
+    click.option("--json-schema", metavar="FILE", callback=read_schema, help="The answer is JSON of this schema, which "
+                 "may also stand here itself."),
+    click.option("--regex", metavar="PATTERN", help="The answer is what this regular expression matches."),
 ])
 
 loading_options = _all([

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from numbers import Integral
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from edge_awq.engine.base import Engine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.sampling import Sampler, SamplingSettings, check_setting
+from edge_awq.runner.structure import Structure
 from edge_awq.runner.text import TextStream
 
 Clock = Callable[[], float]  # seconds from any fixed moment on
@@ -28,6 +30,8 @@ class GenerationSettings:
         eos_ids: tokens with which the model ends.
         ignore_eos: go on after them.
         bos_id: token to begin with when the prompt is empty, None when the model has none.
+        json_schema: the answer is JSON of it; True in place of a schema: any object.
+        regex: the answer is what it matches, see edge_awq.runner.structure.
     """
 
     max_tokens: int | None = 128
@@ -35,6 +39,8 @@ class GenerationSettings:
     eos_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     bos_id: int | None = None
+    json_schema: Mapping[str, Any] | bool | None = None
+    regex: str | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
@@ -46,6 +52,24 @@ class GenerationSettings:
         if not listed or not all(isinstance(text, str) and text for text in self.stop):
             raise EdgeAwqError(f"stop = {self.stop!r:.80} is not possible",
                                hint="use a list of texts, none of them empty")
+        self._check_form()
+
+    @property
+    def has_form(self) -> bool:
+        """Whether not every text can be an answer."""
+        return self.json_schema is not None or self.regex is not None
+
+    def _check_form(self) -> None:
+        if not isinstance(self.json_schema, (Mapping, type(None))) and self.json_schema is not True:
+            raise EdgeAwqError(f"json_schema = {self.json_schema!r:.80} is not possible",
+                               hint='use a schema such as {"type": "object"}')
+        if not isinstance(self.regex, (str, type(None))):
+            raise EdgeAwqError(f"regex = {self.regex!r:.80} is not possible", hint="use a text")
+        if self.json_schema is not None and self.regex is not None:
+            raise EdgeAwqError("json_schema and regex exclude each other", hint="leave one of them out")
+        if self.has_form and self.ignore_eos:
+            raise EdgeAwqError("an answer of a form ends where it is complete, which ignore_eos excludes",
+                               hint="leave ignore_eos out")
 
 
 @dataclass(frozen=True)
@@ -60,8 +84,8 @@ class Token:
         logits_s: seconds from the start of prefill until the logits that it was drawn from were there, or it itself
             where the engine chose it.
         t_s: seconds from the start of prefill until it and its text were there.
-        finish_reason: None but for the last token: "eos" the model ended, "stop" a stop string came, "length"
-            max_tokens were there or the context was full.
+        finish_reason: None but for the last token: "eos" the model ended or the answer's form is complete, "stop" a
+            stop string came, "length" max_tokens were there or the context was full.
     """
 
     index: int
@@ -72,28 +96,42 @@ class Token:
     finish_reason: str | None
 
 
+@dataclass(frozen=True)
+class Start:
+    """What an answer starts with.
+
+    Attributes:
+        reused: tokens of the prompt, fewer than all, that are the last ones in the cache already.
+        structure: what the answer must be; nothing of it is there yet. None: any text.
+    """
+
+    reused: int = 0
+    structure: Structure | None = None
+
+
 def generate(
     engine: Engine,
     tokenizer: Tokenizer,
     prompt_ids: Sequence[int],
     settings: GenerationSettings,
     clock: Clock = time.perf_counter,
-    reused: int = 0,
+    start: Start | None = None,
 ) -> Iterator[Token]:
     """Append the prompt to the engine's cache and generate; yields at least one token.
 
     The token that fills the context is the last one; it is not in the cache, as no token follows it.
 
     Args:
-        reused: tokens of the prompt, fewer than all, that are the last ones in the cache already.
+        start: None: from an empty cache to any text.
 
     Raises:
         EdgeAwqError: at once, when the prompt is empty, too long, or holds ids that the model does not have.
     """
-    ids = _checked(engine, prompt_ids, settings.bos_id, reused)
-    sampler = Sampler(settings.sampling, engine.vocab_size)
+    start = start or Start()
+    ids = _checked(engine, prompt_ids, settings.bos_id, start.reused)
+    sampler = Sampler(settings.sampling, engine.vocab_size, start.structure)
     sampler.see(ids)
-    return _stream(engine, TextStream(tokenizer, settings.stop), ids[reused:], sampler, settings, clock)
+    return _stream(engine, TextStream(tokenizer, settings.stop), ids[start.reused :], sampler, settings, clock)
 
 
 def _checked(engine: Engine, prompt_ids: Sequence[int], bos_id: int | None, reused: int) -> list[int]:
@@ -118,7 +156,8 @@ def _stream(
     engine: Engine, text: TextStream, ids: list[int], sampler: Sampler, settings: GenerationSettings, clock: Clock
 ) -> Iterator[Token]:
     ends = frozenset() if settings.ignore_eos else frozenset(settings.eos_ids)
-    step_greedy = getattr(engine, "step_greedy", None) if settings.sampling.is_plain_greedy else None
+    is_greedy = settings.sampling.is_plain_greedy and sampler.structure is None
+    step_greedy = getattr(engine, "step_greedy", None) if is_greedy else None
     start_s = clock()
     logits = engine.prefill(ids)  # [V]
     logits_s = clock() - start_s
@@ -126,7 +165,7 @@ def _stream(
     for index in count():
         piece = "" if token_id in ends else text.push(token_id)
         reason = None
-        if token_id in ends:
+        if token_id in ends or (sampler.structure is not None and sampler.structure.is_complete):
             reason = "eos"
         elif text.stopped:
             reason = "stop"

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_awq.engine.base import not_finite
 from edge_awq.errors import EdgeAwqError
+
+if TYPE_CHECKING:
+    from edge_awq.runner.structure import Structure
 
 _BLOCK = 512
 
@@ -72,9 +75,14 @@ def check_setting(name: str, value: Any, kind: type, is_allowed: Callable[[Any],
 
 
 class Sampler:
-    """Draws one token after another; remembers which tokens were there, for the repetition penalty."""
+    """Draws one token after another; remembers which tokens were there, for the repetition penalty.
 
-    def __init__(self, settings: SamplingSettings, vocab_size: int) -> None:
+    Attributes:
+        structure: what the drawn tokens must make up; None: any text.
+    """
+
+    def __init__(self, settings: SamplingSettings, vocab_size: int, structure: Structure | None = None) -> None:
+        self.structure = structure
         self._settings = settings
         self._random = np.random.default_rng(settings.seed)
         self._seen = np.zeros(vocab_size, dtype=bool)
@@ -85,7 +93,11 @@ class Sampler:
 
     def draw(self, logits: np.ndarray) -> int:
         """The next token id, from logits [V] float32."""
+        if self.structure is not None:
+            logits = self.structure.restrict(logits)
         token_id = sample(logits, self._settings, self._seen, self._random)
+        if self.structure is not None:
+            self.structure.accept(token_id)
         self._seen[token_id] = True
         return token_id
 

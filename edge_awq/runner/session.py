@@ -26,12 +26,13 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.power.monitor import Monitor
 from edge_awq.progress import Progress
 from edge_awq.runner.energy import RequestEnergy
-from edge_awq.runner.generate import GenerationSettings, Token, generate
+from edge_awq.runner.generate import GenerationSettings, Start, Token, generate
 from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.metrics import RunSummary, summarize, weight_bytes_per_token
 from edge_awq.runner.prefix import PrefixEngine
 from edge_awq.runner.runlog import RunLog
 from edge_awq.runner.sampling import SamplingSettings, check_setting
+from edge_awq.runner.structure import ANY_OBJECT, Structure, Structures
 from edge_awq.runner.vocabulary import Vocabulary, read_vocabulary
 from edge_awq.target import find_target
 from edge_awq.weights import read_layout
@@ -117,6 +118,7 @@ class Session:
         self.loaded = loaded
         self.reused_tokens = self._prompt_tokens = 0
         self._logged = False
+        self._structures: Structures | None = None
 
     @property
     def engine(self) -> PrefixEngine:
@@ -198,9 +200,11 @@ class Session:
             EdgeAwqError: at once, for a prompt that is empty or too long, or a setting that is not possible.
         """
         settings = settings or self.settings(**changes)
+        structure = self._structure(settings)
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         self.reused_tokens, self._prompt_tokens = self.engine.keep(ids), max(len(ids), 1)  # none: the begin token
-        return generate(self.engine, self.vocabulary.tokenizer, ids, settings, reused=self.reused_tokens)
+        return generate(self.engine, self.vocabulary.tokenizer, ids, settings,
+                        start=Start(self.reused_tokens, structure))
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], settings: GenerationSettings | None = None, **changes: Any
@@ -251,6 +255,15 @@ class Session:
             run_log.warn("no_power_source", "nothing measures power here; every energy value is null")
         return run_log
 
+    def _structure(self, settings: GenerationSettings) -> Structure | None:
+        if not settings.has_form:
+            return None
+        if self._structures is None:
+            self._structures = Structures(self.vocabulary, self.engine.vocab_size)
+        if settings.regex is not None:
+            return self._structures.of_regex(settings.regex)
+        return self._structures.of_schema(ANY_OBJECT if settings.json_schema is True else settings.json_schema)
+
     def _describe(self, settings: GenerationSettings) -> dict[str, Any]:
         manifest = self.loaded.manifest
         return {
@@ -267,7 +280,8 @@ class Session:
                        **dict.fromkeys(("file", "runtime_version", "passes", "kv_bits")), **self.loaded.engine},
             "sampling": dataclasses.asdict(settings.sampling),
             "settings": {"threads": self.loaded.threads, "max_tokens": settings.max_tokens,
-                         "ignore_eos": settings.ignore_eos, "stop_strings": len(settings.stop)},
+                         "ignore_eos": settings.ignore_eos, "stop_strings": len(settings.stop),
+                         "has_form": settings.has_form},
         }
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ class Vocabulary:
             text.encode()
         except UnicodeEncodeError as error:  # half a character, as a shell passes on bytes that are not UTF-8
             raise EdgeAwqError(f"the prompt is not valid Unicode: {error.reason} at character {error.start}",
-                               hint="convert the prompt to UTF-8") from error
+                               hint="convert it to UTF-8") from error
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
 

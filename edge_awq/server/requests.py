@@ -22,7 +22,7 @@ _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "p
 _NEUTRAL: dict[str, tuple[Any, ...]] = {  # not supported, but for these values
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "top_logprobs": (0,),
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],),
-    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"), "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "reasoning_effort": (),
     "verbosity": (),
 }
@@ -94,6 +94,8 @@ def parse(kind: Kind, body: Any, served: str) -> AnswerRequest:
     if isinstance(changes.get("stop"), str):
         changes["stop"] = [changes["stop"]]
     own = {name: given.pop(name) for name in _OWN[kind] if name in given}
+    if "response_format" in given:
+        changes |= _form(given.pop("response_format"))
     _check_rest(given)
     limits = [own[name] for name in ("max_completion_tokens", "max_tokens") if name in own]
     changes["max_tokens"] = limits[0] if limits else _TEXT_TOKENS if kind == "text" else None
@@ -108,6 +110,21 @@ def _stream(stream: Any, options: Any) -> tuple[bool, bool]:
         raise RequestError(f"stream_options = {options!r:.80} is not possible; use {{\"include_usage\": true}}",
                            param="stream_options")
     return stream, bool(options.get("include_usage"))
+
+
+def _form(response_format: Any) -> dict[str, Any]:
+    """What the answer must be, as settings."""
+    given = response_format if isinstance(response_format, dict) else {}
+    described = given.get("json_schema")
+    schema = described.get("schema", {}) if isinstance(described, dict) else None
+    if given.get("type") == "text":
+        return {}
+    if given.get("type") == "json_object":
+        return {"json_schema": True}
+    if given.get("type") == "json_schema" and isinstance(schema, dict):
+        return {"json_schema": schema}
+    raise RequestError(f"response_format = {response_format!r:.80} is not possible; use the type text, json_object, or "
+                       'json_schema with {"name": ..., "schema": ...}', param="response_format")
 
 
 def _check_rest(given: Mapping[str, Any]) -> None:

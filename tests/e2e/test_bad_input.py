@@ -256,3 +256,17 @@ def test_results_that_cannot_be_written_are_known_before_the_work(bundle, tmp_pa
 def test_results_for_a_folder_that_is_read_only(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # permissions do not stop root
     assert_refused(command("bench", bundle, "-o", tmp_path / "r.json"), "you may not write to the folder", "-o")
+
+
+@pytest.mark.parametrize(("option", "value", "said"), [
+    ("--json-schema", "nowhere.json", "No such file"), ("--json-schema", "{", "--json-schema: not JSON"),
+    ("--json-schema", '{"type": "fox"}', "Invalid type: fox"), ("--regex", "(a", "unclosed group"),
+])
+def test_forms_that_are_none(bundle, option, value, said):
+    assert_refused(command("run", bundle, "-p", "x", option, value), said)
+
+
+def test_a_schema_that_is_a_list(bundle, tmp_path):
+    file = tmp_path / "list.json"
+    file.write_text("[1]")
+    assert_refused(command("run", bundle, "-p", "x", "--json-schema", file), f"{file}: not a JSON object")

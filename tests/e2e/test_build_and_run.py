@@ -100,6 +100,17 @@ def test_a_prompt_comes_from_option_file_or_standard_input(bundle, tmp_path):
     assert len(answers) == 1
 
 
+def test_answers_of_a_form(bundle, tmp_path):
+    schema = '{"type": "array", "items": {"enum": ["fox", "dog"]}, "minItems": 2, "maxItems": 3}'
+    (tmp_path / "animals.json").write_text(schema)
+    answers = {command("run", bundle, "-p", PROMPT, "--greedy", "--json-schema", given).out
+               for given in (schema, tmp_path / "animals.json")}
+    assert len(answers) == 1 and set(json.loads(answers.pop())) <= {"fox", "dog"}
+    assert command("run", bundle, "-p", PROMPT, "--regex", "the [fd]og").out in ("the fog", "the dog")
+    assert command("chat", bundle, "--regex", "(fox|dog)", stdin="a\nb\n").out.split() in (
+        [one, other] for one in ("fox", "dog") for other in ("fox", "dog"))
+
+
 def test_chat_wraps_the_prompt(bundle):
     plain = json.loads(command("run", bundle, "-p", PROMPT, "-n", 1, "--json").out)
     chat = json.loads(command("run", bundle, "-p", PROMPT, "-n", 1, "--json", "--chat").out)

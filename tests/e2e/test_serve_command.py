@@ -104,6 +104,21 @@ def test_a_stream_is_the_same_text_in_pieces(server, bundle):
     assert usage.choices == [] and usage.usage.completion_tokens == 30
 
 
+def test_answers_of_a_form(server):
+    schema = {"type": "object", "properties": {"fox": {"enum": ["red", "brown"]}, "age": {"type": "boolean"}},
+              "required": ["fox", "age"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "fox", "schema": schema, "strict": True}}
+    for temperature in (0, 3):
+        found = server.client().chat.completions.create(model="tiny", messages=MESSAGES, response_format=form,
+                                                        temperature=temperature)
+        assert found.choices[0].finish_reason == "stop"
+        answer = json.loads(found.choices[0].message.content)
+        assert answer["fox"] in ("red", "brown") and isinstance(answer["age"], bool) and len(answer) == 2
+    with pytest.raises(openai.BadRequestError, match="Invalid type: fox"):
+        form["json_schema"]["schema"] = {"type": "fox"}
+        server.client().chat.completions.create(model="tiny", messages=MESSAGES, response_format=form)
+
+
 def test_completions_take_text_and_token_ids(server, bundle):
     with load(bundle) as session:
         ids = session.encode("The fox")

@@ -183,7 +183,8 @@ def test_the_log_of_a_session(tmp_path, bundle, opened):
     assert [event["event"] for event in events] == ["start", "phase", "warning", "phase", "phase", "request", "summary"]
     start, load_phase = events[:2]
     assert start["model"]["name"] == "tiny" and start["model"]["quant"]["group_size"] == 64
-    assert start["settings"] == {"threads": 2, "max_tokens": 3, "ignore_eos": False, "stop_strings": 1}
+    assert start["settings"] == {"threads": 2, "max_tokens": 3, "ignore_eos": False, "stop_strings": 1,
+                                 "has_form": False}
     assert start["sampling"]["top_p"] == 0.9
     engine = start["engine"]
     assert (engine["runtime"], engine["runtime_version"], engine["passes"]) == ("onnxruntime", "9.9", None)

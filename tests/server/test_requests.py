@@ -30,6 +30,14 @@ def test_settings_have_the_names_of_the_api():
     assert chat(max_tokens=9).changes["max_tokens"] == 9
 
 
+def test_forms_of_the_answer():
+    assert chat(response_format={"type": "json_object"}).changes["json_schema"] is True
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    named = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
+    assert chat(response_format=named).changes["json_schema"] == schema
+    assert "json_schema" not in chat(response_format={"type": "text"}).changes
+
+
 def test_fields_that_change_nothing_are_taken():
     chat(n=1, frequency_penalty=0, presence_penalty=0.0, logit_bias={}, tools=[], tool_choice="auto", logprobs=False,
          response_format={"type": "text"}, user="me", metadata={"a": "b"}, store=True, parallel_tool_calls=False)
@@ -37,7 +45,9 @@ def test_fields_that_change_nothing_are_taken():
 
 @pytest.mark.parametrize("field, value", [
     ("n", 2), ("frequency_penalty", 0.5), ("logit_bias", {"5": 1}), ("logprobs", True), ("tools", [{"type": "x"}]),
-    ("response_format", {"type": "json_object"}), ("reasoning_effort", "low"), ("max_token", 5), ("prompt", "x"),
+    ("response_format", {"type": "xml"}), ("response_format", "json"), ("response_format", {"type": "json_schema"}),
+    ("response_format", {"type": "json_schema", "json_schema": {"schema": 5}}),
+    ("reasoning_effort", "low"), ("max_token", 5), ("prompt", "x"),
     ("stream", "yes"), ("stream_options", {"usage": 1}), ("model", "other"), ("messages", []), ("messages", "Hello"),
     ("messages", ["Hello"]), ("messages", [{"role": "user", "content": 5}]),
     ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),

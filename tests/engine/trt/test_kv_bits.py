@@ -8,7 +8,7 @@ from lowered import CHUNKS, ReferenceEngine, build_tiny, canonical, random_ids, 
 
 from edge_awq.engine.trt import reference_ops
 from edge_awq.engine.trt.lower import LoweringOptions, lower
-from edge_awq.runner.generate import GenerationSettings, generate
+from edge_awq.runner.generate import GenerationSettings, Start, generate
 from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.prefix import PrefixEngine
 from edge_awq.runner.sampling import SamplingSettings
@@ -56,7 +56,7 @@ def answers(engine, prompts):
     for prompt in prompts:
         text += prompt
         reused = session.keep(text)
-        found.append([token.token_id for token in generate(session, TOKENIZER, text, GREEDY, reused=reused)])
+        found.append([token.token_id for token in generate(session, TOKENIZER, text, GREEDY, start=Start(reused))])
         text += found[-1]
     return found
 
