@@ -21,6 +21,7 @@ from edge_awq.engine.ort import windows
 from edge_awq.engine.ort.compile import compile_bundle
 from edge_awq.engine.ort.engine import EngineSettings, OrtEngine, _untouched_zeros
 from edge_awq.engine.ort.names import engine_name
+from edge_awq.engine.ort.runtime import without_complaint
 from edge_awq.engine.ort.session import SPIN_US, SessionSettings, can_bound_spinning, physical_cores
 from edge_awq.model.decoder import logits, norm
 from tiny import ARCHITECTURES, UNGROUPED, make_tiny
@@ -250,6 +251,19 @@ engine = OrtEngine(folder / {report.file!r}, folder / "weights.safetensors", Eng
 assert engine.prefill([1, 2, 3]).shape == (131,) and engine.vocab_size == 131
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("strange", [True, False])
+def test_only_the_complaint_about_a_gpu_that_is_no_pci_device_is_left_out(strange, tmp_path, capfd):
+    (tmp_path / "card1/device").mkdir(parents=True)
+    (tmp_path / "card1-DP-1").mkdir()  # what hangs on it
+    if not strange:
+        (tmp_path / "card1/device/vendor").touch()
+    complaint, other = b"[W:onnxruntime:Default, device_discovery.cc:164] no\n", b"something else\n"
+    with pytest.raises(ImportError), without_complaint(tmp_path):
+        os.write(2, complaint + other)
+        raise ImportError("also then")
+    assert capfd.readouterr().err.encode() == (other if strange else complaint + other)
 
 
 @pytest.mark.parametrize(("architecture", "window", "says"), [("mistral", 8, True), ("mistral", 256, False),

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import OrtValue, __version__
 
 from edge_awq.bundle import ENGINES
 from edge_awq.engine.ort.embedding import Embedding
 from edge_awq.engine.ort.inputs import token_inputs
+from edge_awq.engine.ort.runtime import OrtValue, __version__
 from edge_awq.engine.ort.session import SessionSettings, create_session
 from edge_awq.engine.ort.windows import counted_here
 from edge_awq.errors import EdgeAwqError

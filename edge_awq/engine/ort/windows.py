@@ -8,7 +8,7 @@ onnxruntime than the workstation: with Python 3.10, as in JetPack 6, 1.23 is the
 
 from __future__ import annotations
 
-import onnxruntime
+from edge_awq.engine.ort.runtime import onnxruntime
 
 COUNTS_NEWEST_SINCE = (1, 24)
 METADATA_KEY = "edge_awq.windows"
