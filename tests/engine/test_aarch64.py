@@ -22,7 +22,7 @@ from tiny import UNGROUPED
 
 SCRIPT = Path(__file__).with_name("emulated_logits.py")
 FAMILIES = ("llama3", "mistral", "qwen2", "qwen3", "mpt-112", "mpt-clipped", "falcon-71-heads", "falcon-40b",
-            "phi3-longrope", "gpt-neox", "opt", "gemma2", "gemma3")
+            "falcon-11b", "phi3-longrope", "gpt-neox", "gpt-neox-sequential", "opt", "gemma2", "gemma3")
 
 
 @pytest.fixture(scope="module")
