@@ -44,7 +44,7 @@ def examine(machine: Machine | None = None) -> Iterator[Finding]:
     """Findings, one after the other as they come; the power meters take some seconds."""
     machine = machine or read_machine()
     yield from _describe(machine)
-    yield _attempt("target cpu", lambda: _version("onnxruntime"), "no")
+    yield _attempt("target cpu", lambda: _version("onnxruntime", module="edge_awq.engine.ort.runtime"), "no")
     yield from _examine_gpu(machine)
     for purpose, (package, extra) in _OPTIONAL.items():
         yield _attempt(purpose, partial(_version, package, extra), "-")
@@ -124,15 +124,20 @@ def _try_meter(choice: MeterChoice) -> str:
         return f"{choice.name}: {now}{source.total.scope or 'total unknown'} of {', '.join(source.total.rails)}"
 
 
-def _version(package: str, extra: str | None = None) -> str:
-    """Of a package that can be imported; ``extra``: what brings it, None where edge-awq cannot be without."""
+def _version(package: str, extra: str | None = None, module: str | None = None) -> str:
+    """Of a package that can be imported.
+
+    Args:
+        extra: what brings it, None where edge-awq cannot be without.
+        module: what imports it and has its version, where that is not the package itself.
+    """
     from edge_awq.lazy import require
 
     try:
-        module = require(package, extra or "")
+        found = require(module or package, extra or "")
     except EdgeAwqError as error:
         raise EdgeAwqError(f"{package} is not installed", error.hint if extra else "install edge-awq again") from error
-    return f"{package} {module.__version__}"
+    return f"{package} {found.__version__}"
 
 
 def _attempt(subject: str, what: Callable[[], str], state: str) -> Finding:

@@ -1,4 +1,4 @@
-"""Optional wheels of NVIDIA's, unpacked side by side into the folder that $EDGE_AWQ_REGISTRIES names."""
+"""Wheels that the environment lacks, unpacked side by side into the folder that $EDGE_AWQ_REGISTRIES names."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ RTX_PACKAGES = [f"tensorrt-rtx-cu13-{part}=={RTX_VERSION}" for part in ("libs", 
 PYTHON = f"py{sys.version_info.major}{sys.version_info.minor}"  # these wheels are for one Python each
 
 
-def unpacked(name: str, requirements: Sequence[str], size: str, options: Sequence[str] = ()) -> Path:
+def kept_folder(what: str, size: str) -> Path:
+    """The folder that $EDGE_AWQ_REGISTRIES names; skips the test where none is, and tells what ``what`` costs."""
+    if FOLDER not in os.environ:
+        pytest.skip(f"no {what}: let {FOLDER} name a folder for a download of {size}")
+    return Path(os.environ[FOLDER]).resolve()
+
+
+def unpacked(name: str, requirements: Sequence[str], size: str, options: Sequence[str] = ("--no-deps",)) -> Path:
     """The sub-folder ``name`` with the wheels of ``requirements`` unpacked; pip brings what is not there.
 
     Skips the test where no folder is named; ``size`` tells what the download costs, such as "1 MB".
     """
-    if FOLDER not in os.environ:
-        pytest.skip(f"no {requirements[0]}: let {FOLDER} name a folder for a download of {size}")
-    where = Path(os.environ[FOLDER]).resolve() / name
+    where = kept_folder(requirements[0], size) / name
     if not where.exists():
         partial = where.with_name(where.name + ".partial")
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--upgrade"]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", "--upgrade"]
         subprocess.run([*pip, *options, "--target", partial, *requirements], check=True)
         partial.rename(where)
     return where

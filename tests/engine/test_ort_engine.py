@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -20,8 +21,8 @@ from edge_awq.engine.ort import windows
 from edge_awq.engine.ort.compile import compile_bundle
 from edge_awq.engine.ort.engine import EngineSettings, OrtEngine, _untouched_zeros
 from edge_awq.engine.ort.names import engine_name
+from edge_awq.engine.ort.runtime import without_complaint
 from edge_awq.engine.ort.session import SPIN_US, SessionSettings, can_bound_spinning, physical_cores
-from edge_awq.errors import EdgeAwqError
 from edge_awq.model.decoder import logits, norm
 from tiny import ARCHITECTURES, UNGROUPED, make_tiny
 
@@ -252,20 +253,43 @@ assert engine.prefill([1, 2, 3]).shape == (131,) and engine.vocab_size == 131
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("strange", [True, False])
+def test_only_the_complaint_about_a_gpu_that_is_no_pci_device_is_left_out(strange, tmp_path, capfd):
+    (tmp_path / "card1/device").mkdir(parents=True)
+    (tmp_path / "card1-DP-1").mkdir()  # what hangs on it
+    if not strange:
+        (tmp_path / "card1/device/vendor").touch()
+    complaint, other = b"[W:onnxruntime:Default, device_discovery.cc:164] no\n", b"something else\n"
+    with pytest.raises(ImportError), without_complaint(tmp_path):
+        os.write(2, complaint + other)
+        raise ImportError("also then")
+    assert capfd.readouterr().err.encode() == (other if strange else complaint + other)
+
+
 @pytest.mark.parametrize(("architecture", "window", "says"), [("mistral", 8, True), ("mistral", 256, False),
                                                              ("llama3", None, False)])
-def test_windows_run_only_where_they_are_counted_the_same(architecture, window, says, tmp_path, monkeypatch):
-    """A window of all 256 positions is none, so that graph runs anywhere."""
+def test_windows_are_counted_as_the_runtime_counts_them(architecture, window, says, tmp_path, monkeypatch):
+    """As on a workstation and a device with onnxruntimes of two kinds. A window of all 256 positions is none."""
     build(tmp_path, architecture, **({"sliding_window": window} if window else {}))
     report = compile_bundle(tmp_path, IDS)
-    other = {"with the newest": "before the newest", "before the newest": "with the newest"}[windows.counting()]
-    monkeypatch.setattr(windows, "counting", lambda: other)
     files = tmp_path / report.file, tmp_path / "weights.safetensors"
-    if says:
-        with pytest.raises(EdgeAwqError, match="counts sliding windows otherwise"):
-            OrtEngine(*files, EngineSettings(CONTEXT, CONTEXT))
-    else:
-        assert OrtEngine(*files, EngineSettings(CONTEXT, CONTEXT)).prefill(IDS).shape == (131,)
+    expected = OrtEngine(*files, EngineSettings(CONTEXT, CONTEXT)).logits(IDS)
+    here, graph = windows.counting(), files[0].read_bytes()
+    there = {"with the newest": "before the newest", "before the newest": "with the newest"}[here]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(windows, "counting", lambda: there)
+        assert windows.counted_here(graph) == graph or says
+        files[0].write_bytes(windows.counted_here(graph))
+        sizes = local_windows(files[0])
+        assert sizes == [windows.kernel_window(window) if says else windows.UNLIMITED] * 2
+    assert np.array_equal(OrtEngine(*files, EngineSettings(CONTEXT, CONTEXT)).logits(IDS), expected)
+    assert windows.counted_here(b"no graph, though it names edge_awq.windows").startswith(b"no graph")
+
+
+def local_windows(graph):
+    """What the attentions of a lowered graph are told."""
+    return [attribute.i for node in onnx.load(graph, load_external_data=False).graph.node
+            for attribute in node.attribute if attribute.name == "local_window_size"]
 
 
 def test_compiled_name_follows_the_graph(tmp_path):

@@ -24,7 +24,7 @@ VERSIONS = ("10.16.1.11", "11.4.0.106")
 PACKAGES = ("tensorrt-lean-cu13-libs", "tensorrt-lean-cu13-bindings")
 
 
-def installed(version, name, packages, options=()):
+def installed(version, name, packages, options=("--no-deps",)):
     """The folder with this version's wheels."""
     return unpacked(f"lean-{version}-{name}", [f"{each}=={version}" for each in packages], "45 to 67 MB", options)
 
@@ -79,7 +79,7 @@ def test_registry_of_8_6():
 
 SLOTS = {"10": ("10", "14"), "11": ("6", "10")}  # loadLibrary and getCreator in IPluginRegistry
 ARM_OPTIONS = [option for glibc in ("2_28", "2_35", "2_38")
-               for option in ("--platform", f"manylinux_{glibc}_aarch64")]
+               for option in ("--platform", f"manylinux_{glibc}_aarch64")] + ["--no-deps"]
 QEMU, SYSTEM = "qemu-aarch64", "/usr/aarch64-linux-gnu"
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxruntime
 from google.protobuf.message import DecodeError
 
 from edge_awq.bundle import ENGINES, GRAPH, WEIGHTS, write_bytes
 from edge_awq.engine.ort.accuracy import LIMIT, AccuracyReport, above_limit, compare, find_logits, run_probe, set_levels
 from edge_awq.engine.ort.lower import LoweringReport, lower
 from edge_awq.engine.ort.names import RUNTIME, engine_name
+from edge_awq.engine.ort.runtime import onnxruntime
 from edge_awq.errors import EdgeAwqError
 
 

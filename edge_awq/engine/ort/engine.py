@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from onnxruntime import OrtValue, __version__
 
 from edge_awq.bundle import ENGINES
 from edge_awq.engine.ort.embedding import Embedding
 from edge_awq.engine.ort.inputs import token_inputs
+from edge_awq.engine.ort.runtime import OrtValue, __version__
 from edge_awq.engine.ort.session import SessionSettings, create_session
-from edge_awq.engine.ort.windows import check_windows
+from edge_awq.engine.ort.windows import counted_here
 from edge_awq.errors import EdgeAwqError
 
 
@@ -50,7 +50,7 @@ class OrtEngine:
         """Load the lowered ``graph``, whose constants are ranges of ``weights``.
 
         Raises:
-            EdgeAwqError: the graph is missing, or onnxruntime cannot load it or would not compute what was meant.
+            EdgeAwqError: the graph is missing, or onnxruntime cannot load it.
         """
         if not graph.is_file():
             raise EdgeAwqError(f"{graph} is missing",
@@ -59,8 +59,7 @@ class OrtEngine:
         self.context = settings.context
         self.length = 0
         self._prefill_chunk = settings.prefill_chunk
-        self._session = create_session(graph.read_bytes(), weights, settings.session)
-        check_windows(self._session.get_modelmeta().custom_metadata_map)
+        self._session = create_session(counted_here(graph.read_bytes()), weights, settings.session)
         self._embedding = Embedding(weights)
         self._binding = self._session.io_binding()
         self._inputs = {value.name: value.shape for value in self._session.get_inputs()}

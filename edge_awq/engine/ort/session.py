@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
+from edge_awq.engine.ort.runtime import errors, onnxruntime
 from edge_awq.errors import EdgeAwqError
 
 MAX_THREADS = 1024  # starting so many takes seconds, and many more takes minutes
