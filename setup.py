@@ -64,7 +64,7 @@ setup(
         # Engines without plugins; the real wheels, as the package tensorrt-rtx is built where it is installed.
         "rtx": ["tensorrt-rtx-cu13-libs>=1.7.1", "tensorrt-rtx-cu13-bindings>=1.7.1"],
         "serve": ["starlette>=0.40", "uvicorn>=0.30"],
-        "structured": ["llguidance>=1.6"],  # answers of a form
+        "structured": ["llguidance>=1.7"],  # answers of a form
         "plot": ["matplotlib>=3.8"],
         "ray": ["ray[client]>=2.40"],
         # NVRTC and disassemblers: the CUDA kernels are compiled and checked without a toolkit and without a GPU.
