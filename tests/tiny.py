@@ -66,6 +66,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8,
                                     "num_hidden_layers": 3, "layer_types": [
                                         "sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma": ("GemmaConfig", {"head_dim": 64, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": 8, "intermediate_size": 192, "num_attention_heads": 2,
+                                        "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "stablelm": ("StableLmConfig", {"use_qkv_bias": True, "num_attention_heads": 2}),
+    "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
+    "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
+        "full_attention", "sliding_attention"]}),
     "qwen2-window": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
 }
 # Architectures whose hidden size divides into no groups, so that they are stored with 16 bits.

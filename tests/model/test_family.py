@@ -28,6 +28,12 @@ NEOX = {"model_type": "gpt_neox", "hidden_size": 128, "intermediate_size": 256, 
 GEMMA = {"model_type": "gemma2", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 100,
          "max_position_embeddings": 64, "query_pre_attn_scalar": 16, "sliding_window": 8}
+LLAMA = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 64}
+
+
+def of(kind, **changes):
+    return {**LLAMA, "model_type": kind, **changes}
 
 
 def parse(raw):
@@ -99,6 +105,9 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ({**GEMMA, "attn_logit_softcapping": "soft"}, "attn_logit_softcapping = 'soft', a positive number"),
     ({**GEMMA, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0, a positive number"),
+    (of("gemma", hidden_act="relu"), "hidden_act = 'relu' is not supported for family 'gemma'"),
+    (of("stablelm", use_parallel_residual=True), "use_parallel_residual = True is not supported"),
+    (of("stablelm", qk_layernorm=True), "qk_layernorm = True is not supported"),
 ])
 def test_a_config_that_contradicts_its_family_is_refused(raw, message):
     with pytest.raises(EdgeAwqError) as caught:
@@ -124,6 +133,7 @@ def test_what_config_says_is_taken():
     assert parse({**FALCON, "ffn_hidden_size": 320}).intermediate_size == 320
     old = parse({**NEOX, "rotary_pct": 0.5, "rotary_emb_base": 20000})
     assert (old.rope.rotary_size, old.rope.theta) == (16, 20000)
+    assert parse(of("gemma", hidden_act="gelu")).activation == "gelu_tanh"  # as the first files have it
     gemma = parse(GEMMA)
     assert gemma.windows == (8, None, 8, None)
     assert (gemma.attention_scale, gemma.embed_scale) == (0.25, 128**0.5)
