@@ -181,7 +181,8 @@ def _outer(source: _Source) -> Tensors:
 def _vectors(source: _Source, canonical: str, module: str, kinds: tuple[str, ...]) -> Tensors:
     names = {f"{canonical}.{kind}": f"{module}.{kind}" for kind in kinds}
     offset = source.family.norm_offset if canonical.endswith("_norm") else 0.0
-    return {stored: source.read(name) - (offset if name.endswith(".weight") else 0.0)
+    scale = source.config.logit_scale if canonical == "final_norm" else 1.0
+    return {stored: source.read(name) / scale - (offset if name.endswith(".weight") else 0.0)
             for name, stored in names.items() if name in source.layout}
 
 

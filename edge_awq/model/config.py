@@ -39,6 +39,7 @@ class DecoderConfig:
         attention_softcap, logit_softcap: scores, or logits, x become c * tanh(x / c); None leaves them alone.
         alibi_max_bias: ALiBi's steepest slope is 2 ** -(alibi_max_bias / num_heads); None has no ALiBi.
         clip_qkv: bound on the size of every element of q, k and v; None has no bound.
+        logit_scale: factor on the head's results, before a soft-cap; the last norm's stored gains have it in them.
         embed_scale: factor on embedded tokens; the head multiplies by the table as it is.
         position_offset: rows of the stored table of learned positions before that of position 0.
     """
@@ -66,6 +67,7 @@ class DecoderConfig:
     logit_softcap: float | None = None
     alibi_max_bias: float | None = None
     clip_qkv: float | None = None
+    logit_scale: float = 1.0
     embed_scale: float = 1.0
     position_offset: int = 0
 
@@ -178,6 +180,7 @@ def parse_config(raw: dict[str, Any], family: Family) -> DecoderConfig:
         logit_softcap=reader.number("logit_softcap"),
         alibi_max_bias=reader.number("alibi_max_bias") if family.position == "alibi" else None,
         clip_qkv=reader.number("clip_qkv"),
+        logit_scale=reader.number("logit_scale", default=1.0),
         embed_scale=reader.number("embed_scale", default=1.0),
         position_offset=reader.value("position_offset", default=0),
     )

@@ -68,8 +68,12 @@ class Decoder:
         return tables | {"positions.weight": self.positions()} if "positions" in self.family.names else tables
 
     def final_norm(self) -> Weights:
-        """Weights of the last norm: ``final_norm.weight`` [hidden_size], and its bias where it has one."""
-        return self._read(outer_norm(self.family, self.checkpoint))
+        """Weights of the last norm: ``final_norm.weight`` [hidden_size], and its bias where it has one.
+
+        A factor on the logits is in them: the head is linear.
+        """
+        weights = self._read(outer_norm(self.family, self.checkpoint))
+        return {name: tensor * self.config.logit_scale for name, tensor in weights.items()}
 
     def head(self) -> torch.Tensor:
         """Weight of the head, [vocab_size, hidden_size] float32."""

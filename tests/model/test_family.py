@@ -107,6 +107,7 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     ({**GEMMA, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0, a positive number"),
     (of("gemma", hidden_act="relu"), "hidden_act = 'relu' is not supported for family 'gemma'"),
     (of("stablelm", use_parallel_residual=True), "use_parallel_residual = True is not supported"),
+    (of("granite", residual_multiplier=0), "residual_multiplier = 0, a positive number"),
     (of("stablelm", qk_layernorm=True), "qk_layernorm = True is not supported"),
 ])
 def test_a_config_that_contradicts_its_family_is_refused(raw, message):
@@ -134,6 +135,10 @@ def test_what_config_says_is_taken():
     old = parse({**NEOX, "rotary_pct": 0.5, "rotary_emb_base": 20000})
     assert (old.rope.rotary_size, old.rope.theta) == (16, 20000)
     assert parse(of("gemma", hidden_act="gelu")).activation == "gelu_tanh"  # as the first files have it
+    assert parse(of("granite")).attention_scale == parse(of("granite")).logit_scale == 1
+    granite = parse(of("granite", rms_norm_eps=1e-5, residual_multiplier=0.5, embedding_multiplier=12.0,
+                       logits_scaling=8.0))
+    assert (granite.norm_eps, granite.embed_scale, granite.logit_scale) == (4e-5, 24, 0.125)
     gemma = parse(GEMMA)
     assert gemma.windows == (8, None, 8, None)
     assert (gemma.attention_scale, gemma.embed_scale) == (0.25, 128**0.5)
