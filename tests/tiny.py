@@ -72,6 +72,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLmConfig", {"use_qkv_bias": True, "num_attention_heads": 2}),
     "granite": ("GraniteConfig", {"num_attention_heads": 2, "num_key_value_heads": 1, "embedding_multiplier": 12.0,
                                   "attention_multiplier": 0.2, "residual_multiplier": 0.22, "logits_scaling": 6.0}),
+    "granite4": ("GraniteMoeHybridConfig", {
+        "num_attention_heads": 2, "shared_intermediate_size": 192, "num_local_experts": 0, "mamba_n_heads": 2,
+        "layer_types": ["full_attention"] * 2, "position_embedding_type": "rope", "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.2, "residual_multiplier": 0.22, "logits_scaling": 6.0}),
     "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
         "full_attention", "sliding_attention"]}),

@@ -114,10 +114,11 @@ class Family:
 
 
 def _contradictions(conditions: Mapping[str, tuple[Any, ...]], raw: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Keys whose value in ``raw`` is none of those listed, and that value."""
+    """Keys whose value in ``raw``, or an entry of it where it is a list, is none of those listed; and that value."""
     found = {key: lookup(raw, key) for key in conditions}
-    return [(key, value) for key, value in found.items()
-            if (ABSENT if value is None else value) not in conditions[key]]
+    entries = {key: value if isinstance(value, list) else [value] for key, value in found.items()}
+    return [(key, found[key]) for key, values in entries.items()
+            if any((ABSENT if value is None else value) not in conditions[key] for value in values)]
 
 
 def read_family(path: Path) -> Family:

@@ -107,7 +107,10 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     ({**GEMMA, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0, a positive number"),
     (of("gemma", hidden_act="relu"), "hidden_act = 'relu' is not supported for family 'gemma'"),
     (of("stablelm", use_parallel_residual=True), "use_parallel_residual = True is not supported"),
-    (of("granite", residual_multiplier=0), "residual_multiplier = 0, a positive number"),
+    (of("granite", rms_norm_eps=1e-6, residual_multiplier=0), "residual_multiplier = 0, a positive number"),
+    (of("granitemoehybrid", num_local_experts=32), "num_local_experts = 32 is not supported"),
+    (of("granitemoehybrid", num_local_experts=0, position_embedding_type="rope", layer_types=["attention", "mamba"]),
+     "layer_types = ['attention', 'mamba'] is not supported for family 'granite4'"),
     (of("stablelm", qk_layernorm=True), "qk_layernorm = True is not supported"),
 ])
 def test_a_config_that_contradicts_its_family_is_refused(raw, message):
