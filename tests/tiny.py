@@ -76,6 +76,13 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "num_attention_heads": 2, "shared_intermediate_size": 192, "num_local_experts": 0, "mamba_n_heads": 2,
         "layer_types": ["full_attention"] * 2, "position_embedding_type": "rope", "embedding_multiplier": 12.0,
         "attention_multiplier": 0.2, "residual_multiplier": 0.22, "logits_scaling": 6.0}),
+    "helium": ("HeliumConfig", {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "ernie": ("Ernie4_5Config", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1, "use_bias": True,
+                                 "tie_word_embeddings": True}),
+    "glm": ("GlmConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1, "pad_token_id": 0}),
+    "glm4": ("Glm4Config", {"head_dim": 64, "pad_token_id": 0, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}}),
+    "cohere": ("CohereConfig", {"num_attention_heads": 2, "logit_scale": 0.3, "tie_word_embeddings": True}),
     "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
         "full_attention", "sliding_attention"]}),

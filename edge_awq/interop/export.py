@@ -221,9 +221,7 @@ def _module(source: _Source, writer: Writer, module: str, layers: list[str]) -> 
 
 
 def _joined(source: _Source, layers: list[str], parts: list[torch.Tensor]) -> torch.Tensor:
-    """The rows of linears that the checkpoint fuses, each where it belongs."""
-    if len(parts) == 1:
-        return parts[0]
+    """The rows of one module's linears, each where the checkpoint has it."""
     rows = [stored_rows(source.family, source.config, layer.rpartition(".")[2]) for layer in layers]
     whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype)
     for place, part in zip(rows, parts, strict=True):

@@ -22,6 +22,7 @@ WORDS = {
     "residual": ("sequential", "parallel", "parallel_two_norms", "sandwich"),
 }
 SPLITS = ("blocks", "grouped")  # how fused linears lie in one matrix; see naming.split_fused
+PAIRS = ("halves", "interleaved")  # what is rotated together: elements half a rotation apart, or neighbours
 
 # Canonical configuration names: those that every family gives, by a key or a default, and those that some have.
 NEEDED = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_size", "max_positions", "norm_eps",
@@ -69,6 +70,7 @@ class Family:
         match: key of config.json -> values with which a model belongs here, for families of one model type.
         require: key of config.json -> values that this family can run; others are refused.
         norm_offset: added to the stored gains of every norm.
+        rotary_pairs: a word of PAIRS.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Family:
     match: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     require: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
+    rotary_pairs: str = PAIRS[0]
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -131,6 +134,7 @@ def read_family(path: Path) -> Family:
         _check_table(path, f"[{name}]", table.get(name, {}))
     for word, choices in WORDS.items():
         _check_word(path, word, table[word], choices)
+    _check_word(path, "rotary_pairs", table.get("rotary_pairs", PAIRS[0]), PAIRS)
     block, fused = _read_block(path, table["block"])
     _check_keys(path, "[config] and [defaults]", {**table["config"], **table.get("defaults", {})}, (*NEEDED, *OPTIONAL),
                 NEEDED)

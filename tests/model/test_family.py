@@ -56,6 +56,7 @@ MISTAKES = {
     "fold-linear": ('linears = ["down"]', 'linears = ["lower"]', "[[fold]]: linears = 'lower' is not known"),
     "outer-name": ('head       = "lm_head"', 'top = "lm_head"', "[names] has unknown keys: top"),
     "syntax": ("[names]", "[names", "not valid TOML"),
+    "unknown-pairs": ('name        = "mpt"', 'name = "mpt"\nrotary_pairs = "odd"', "rotary_pairs = 'odd' is not known"),
     "types-no-list": ('model_types = ["mpt"]', 'model_types = "mpt"', "model_types = 'mpt', a list is expected"),
     "name-no-text": ('name        = "mpt"', "name = 7", "name = 7, a text is expected"),
     "size-no-text": ('"n_layers"', "24", "config.num_layers = 24, a text is expected"),
@@ -111,6 +112,7 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     (of("granitemoehybrid", num_local_experts=32), "num_local_experts = 32 is not supported"),
     (of("granitemoehybrid", num_local_experts=0, position_embedding_type="rope", layer_types=["attention", "mamba"]),
      "layer_types = ['attention', 'mamba'] is not supported for family 'granite4'"),
+    (of("cohere", use_qk_norm=True), "use_qk_norm = True is not supported"),
     (of("stablelm", qk_layernorm=True), "qk_layernorm = True is not supported"),
 ])
 def test_a_config_that_contradicts_its_family_is_refused(raw, message):

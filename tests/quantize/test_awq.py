@@ -38,7 +38,7 @@ def with_head(settings, bits, symmetric=False):
 
 @pytest.mark.parametrize("architecture", [
     "llama2", "llama-biased", "llama-wide-heads", "qwen2", "mpt", "mpt-clipped", "falcon-biased", "falcon-40b", "opt",
-    "opt-gelu", "gemma2", "qwen3", "starcoder2", "stablelm", "granite"])
+    "opt-gelu", "gemma2", "qwen3", "starcoder2", "stablelm", "granite", "glm4", "cohere"])
 def test_folding_leaves_the_function_as_it_was(tmp_path, architecture):
     """Every fold group of the family, with scales over four orders of magnitude; float32 rounds each product anew."""
     decoder = make(tmp_path, architecture)

@@ -63,6 +63,7 @@ LAUNCHES = dict.fromkeys(ARCHITECTURES, FIVE) | {
     "qwen3-window": (9, 4),
     "gemma2": (7, 2),  # what is added to the residual stream is normalized first
     "gemma3": (11, 6),
+    "glm4": (7, 2),
 }
 
 
