@@ -83,6 +83,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("Glm4Config", {"head_dim": 64, "pad_token_id": 0, "rope_parameters": {
         "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}}),
     "cohere": ("CohereConfig", {"num_attention_heads": 2, "logit_scale": 0.3, "tie_word_embeddings": True}),
+    "cohere2": ("Cohere2Config", {"num_attention_heads": 2, "num_key_value_heads": 1, "logit_scale": 0.3,
+                                  "sliding_window": 8, "tie_word_embeddings": True,
+                                  "layer_types": ["sliding_attention", "full_attention"]}),
+    "smollm3": ("SmolLM3Config", {"num_attention_heads": 2, "num_key_value_heads": 1, "no_rope_layer_interval": 2,
+                                  "tie_word_embeddings": True, "pad_token_id": 0}),
     "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
         "full_attention", "sliding_attention"]}),

@@ -28,8 +28,8 @@ PAIRS = ("halves", "interleaved")  # what is rotated together: elements half a r
 NEEDED = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_size", "max_positions", "norm_eps",
           "activation")
 OPTIONAL = ("num_kv_heads", "head_size", "tied_head", "rope_theta", "local_rope_theta", "rotary_fraction",
-            "window_pattern", "alibi_max_bias", "position_offset", "clip_qkv", "attention_scale", "attention_softcap",
-            "logit_softcap", "logit_scale", "embed_scale")
+            "rope_layers", "window_pattern", "alibi_max_bias", "position_offset", "clip_qkv", "attention_scale",
+            "attention_softcap", "logit_softcap", "logit_scale", "embed_scale")
 OUTER = ("embed", "positions", "final_norm", "head")
 NORMS = ("attn_norm", "q_norm", "k_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm")
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")

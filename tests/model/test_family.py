@@ -113,6 +113,9 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     (of("granitemoehybrid", num_local_experts=0, position_embedding_type="rope", layer_types=["attention", "mamba"]),
      "layer_types = ['attention', 'mamba'] is not supported for family 'granite4'"),
     (of("cohere", use_qk_norm=True), "use_qk_norm = True is not supported"),
+    (of("smollm3", no_rope_layers=[1, 0, 1]), "no_rope_layer_interval = [1, 0, 1], 4 entries of 0 or 1"),
+    (of("smollm3", no_rope_layers=[1, 0, 1, 2]), "= [1, 0, 1, 2], 4 entries of 0 or 1"),
+    (of("smollm3", no_rope_layer_interval=0), "= 0, a positive whole number"),
     (of("stablelm", qk_layernorm=True), "qk_layernorm = True is not supported"),
 ])
 def test_a_config_that_contradicts_its_family_is_refused(raw, message):
@@ -144,6 +147,11 @@ def test_what_config_says_is_taken():
     granite = parse(of("granite", rms_norm_eps=1e-5, residual_multiplier=0.5, embedding_multiplier=12.0,
                        logits_scaling=8.0))
     assert (granite.norm_eps, granite.embed_scale, granite.logit_scale) == (4e-5, 24, 0.125)
+    assert parse(of("smollm3")).rotated == (True, True, True, False)
+    assert parse(of("smollm3", no_rope_layers=[0, 1, 1, 0, 1])).rotated == (False, True, True, False)
+    cohere = parse(of("cohere2", sliding_window=8, sliding_window_pattern=2))
+    assert (cohere.windows, cohere.rotated) == ((8, None, 8, None), (True, False, True, False))
+    assert [cohere.rope_of(layer) is None for layer in range(4)] == [False, True, False, True]
     gemma = parse(GEMMA)
     assert gemma.windows == (8, None, 8, None)
     assert (gemma.attention_scale, gemma.embed_scale) == (0.25, 128**0.5)
