@@ -88,6 +88,16 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
                                   "layer_types": ["sliding_attention", "full_attention"]}),
     "smollm3": ("SmolLM3Config", {"num_attention_heads": 2, "num_key_value_heads": 1, "no_rope_layer_interval": 2,
                                   "tie_word_embeddings": True, "pad_token_id": 0}),
+    "olmo2": ("Olmo2Config", {"num_attention_heads": 2}),
+    "olmo3": ("Olmo3Config", {
+        "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                            "full_attention": {**YARN, "rope_theta": 500.0}}}),
+    "exaone4": ("Exaone4Config", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1,
+                                  "sliding_window": None, "layer_types": ["full_attention"] * 2,
+                                  "tie_word_embeddings": True}),
+    "exaone4-hybrid": ("Exaone4Config", {"head_dim": 64, "sliding_window": 8, "sliding_window_pattern": 2}),
     "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
         "full_attention", "sliding_attention"]}),

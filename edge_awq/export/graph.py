@@ -174,6 +174,12 @@ def _sandwich(block: _Block, x: str) -> str:
     return block.add(x, block.norm("post_mlp_norm", block.mlp(block.norm("mlp_norm", x))), "mlp_residual")
 
 
+def _norm_after(block: _Block, x: str) -> str:
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
+    x = block.add(x, block.norm("post_attn_norm", _attention(block, x)), "attn_residual")
+    return block.add(x, block.norm("post_mlp_norm", block.mlp(x)), "mlp_residual")
+
+
 def _attention(block: _Block, x: str) -> str:
     config, graph, index = block.decoder.config, block.decoder.graph, block.index
     cache = [1, config.num_kv_heads, "context", config.head_size]
@@ -197,13 +203,15 @@ def _attention(block: _Block, x: str) -> str:
 
 
 def _heads(block: _Block, name: str, x: str) -> str:
-    """q, k or v as the attention takes it: clipped, or each head normalized, where the model does so."""
+    """q, k or v as the attention takes it: clipped, or normalized head by head or as a whole, where the model does."""
     config, graph = block.decoder.config, block.decoder.graph
     if config.clip_qkv is not None:
         bounds = [graph.scalar("clip.low", -config.clip_qkv), graph.scalar("clip.high", config.clip_qkv)]
         x = graph.node("Clip", [x, *bounds], f"{block.name}.{name}_clipped")
     if f"{block.name}.{name}_norm.weight" not in graph.layout:
         return x
+    if config.qk_norm == "row":
+        return block.norm(f"{name}_norm", x)
     split = graph.integers("heads.split", 0, 0, -1, config.head_size)
     joined = graph.integers("heads.joined", 0, 0, -1)
     heads = graph.node("Reshape", [x, split], f"{block.name}.{name}_heads")
@@ -320,6 +328,7 @@ RESIDUALS: dict[str, Part] = {
     "parallel": _parallel,
     "parallel_two_norms": _parallel_two_norms,
     "sandwich": _sandwich,
+    "norm_after": _norm_after,
 }
 POSITIONS: dict[str, Part] = {"rope": _no_positions, "alibi": _no_positions, "learned": _learned_positions}
 ACTIVATIONS: dict[str, Part] = {

@@ -42,6 +42,7 @@ class DecoderConfig:
         clip_qkv: bound on the size of every element of q, k and v; None has no bound.
         logit_scale: factor on the head's results, before a soft-cap; the last norm's stored gains have it in them.
         embed_scale: factor on embedded tokens; the head multiplies by the table as it is.
+        qk_norm: whether q_norm and k_norm are over each "head", or over the whole "row".
         position_offset: rows of the stored table of learned positions before that of position 0.
     """
 
@@ -71,6 +72,7 @@ class DecoderConfig:
     clip_qkv: float | None = None
     logit_scale: float = 1.0
     embed_scale: float = 1.0
+    qk_norm: str = "head"
     position_offset: int = 0
 
     @property
@@ -101,7 +103,10 @@ class DecoderConfig:
 
     def norm_size(self, name: str) -> int:
         """Elements that the canonical norm ``name`` normalizes together."""
-        return self.head_size if name in ("q_norm", "k_norm") else self.hidden_size
+        sizes = {"q_norm": self.q_size, "k_norm": self.kv_size}
+        if name not in sizes:
+            return self.hidden_size
+        return sizes[name] if self.qk_norm == "row" else self.head_size
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """(N, K) = (output, input) features of the canonical linear ``name``."""
@@ -187,6 +192,7 @@ def parse_config(raw: dict[str, Any], family: Family) -> DecoderConfig:
         clip_qkv=reader.number("clip_qkv"),
         logit_scale=reader.number("logit_scale", default=1.0),
         embed_scale=reader.number("embed_scale", default=1.0),
+        qk_norm=family.qk_norm,
         position_offset=reader.value("position_offset", default=0),
     )
 

@@ -27,7 +27,7 @@ Weights = dict[str, torch.Tensor]
 Linear = Callable[[str, torch.Tensor, Weights], torch.Tensor]
 
 Norm = Callable[[str, torch.Tensor], torch.Tensor]  # name, x -> y
-Layer = Callable[[torch.Tensor], torch.Tensor]  # normed x -> what is added to the residual stream
+Layer = Callable[[torch.Tensor], torch.Tensor]  # x, normed or not -> what is added to the residual stream
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -206,6 +206,11 @@ def _sandwich(x: torch.Tensor, normed: Norm, mix: Layer, feed: Layer) -> torch.T
     return x + normed("post_mlp_norm", feed(normed("mlp_norm", x)))
 
 
+def _norm_after(x: torch.Tensor, normed: Norm, mix: Layer, feed: Layer) -> torch.Tensor:
+    x = x + normed("post_attn_norm", mix(x))
+    return x + normed("post_mlp_norm", feed(x))
+
+
 def attention(
     config: DecoderConfig,
     index: int,
@@ -214,17 +219,16 @@ def attention(
     cache: KvCache | None = None,
     linear: Linear = plain_linear,
 ) -> torch.Tensor:
-    """Causal attention of block ``index`` on normed x [batch, tokens, hidden], output projection included."""
+    """Causal attention of block ``index`` on x [batch, tokens, hidden], output projection included."""
     batch, tokens, _ = x.shape
 
     def heads(name: str) -> torch.Tensor:
         y = linear(name, x, weights)
         if config.clip_qkv is not None:
             y = y.clamp(-config.clip_qkv, config.clip_qkv)
-        y = y.view(batch, tokens, -1, config.head_size)
         if f"{name}_norm.weight" in weights:
-            y = norm(config, f"{name}_norm", y, weights)
-        return y.transpose(1, 2)
+            y = norm(config, f"{name}_norm", y.unflatten(-1, (-1, config.norm_size(f"{name}_norm"))), weights)
+        return y.view(batch, tokens, -1, config.head_size).transpose(1, 2)
 
     seen = cache.keys[index].shape[2] if cache is not None and index in cache.keys else 0
     query, key, value = heads("q"), heads("k"), heads("v")
@@ -283,7 +287,7 @@ def attention_bias(config: DecoderConfig, tokens: int, total: int, window: int |
 
 
 def mlp(config: DecoderConfig, weights: Weights, x: torch.Tensor, linear: Linear = plain_linear) -> torch.Tensor:
-    """The MLP of the family's kind on normed x [..., hidden]."""
+    """The MLP of the family's kind on x [..., hidden]."""
     return _MLPS[config.mlp](_ACTIVATIONS[config.activation], x, weights, linear)
 
 
@@ -322,4 +326,5 @@ _RESIDUALS = {
     "parallel": _parallel,
     "parallel_two_norms": _parallel_two_norms,
     "sandwich": _sandwich,
+    "norm_after": _norm_after,
 }

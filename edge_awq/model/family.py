@@ -19,9 +19,10 @@ WORDS = {
     "norm": ("rms", "layer"),
     "mlp": ("gated", "plain"),
     "position": ("rope", "alibi", "learned"),
-    "residual": ("sequential", "parallel", "parallel_two_norms", "sandwich"),
+    "residual": ("sequential", "parallel", "parallel_two_norms", "sandwich", "norm_after"),
 }
 SPLITS = ("blocks", "grouped")  # how fused linears lie in one matrix; see naming.split_fused
+QK_NORMS = ("head", "row")  # what q_norm and k_norm normalize together: one head, or all of them
 PAIRS = ("halves", "interleaved")  # what is rotated together: elements half a rotation apart, or neighbours
 
 # Canonical configuration names: those that every family gives, by a key or a default, and those that some have.
@@ -70,7 +71,7 @@ class Family:
         match: key of config.json -> values with which a model belongs here, for families of one model type.
         require: key of config.json -> values that this family can run; others are refused.
         norm_offset: added to the stored gains of every norm.
-        rotary_pairs: a word of PAIRS.
+        rotary_pairs, qk_norm: words of PAIRS and of QK_NORMS.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Family:
     require: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
     rotary_pairs: str = PAIRS[0]
+    qk_norm: str = QK_NORMS[0]
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -134,7 +136,8 @@ def read_family(path: Path) -> Family:
         _check_table(path, f"[{name}]", table.get(name, {}))
     for word, choices in WORDS.items():
         _check_word(path, word, table[word], choices)
-    _check_word(path, "rotary_pairs", table.get("rotary_pairs", PAIRS[0]), PAIRS)
+    for word, choices in (("rotary_pairs", PAIRS), ("qk_norm", QK_NORMS)):
+        _check_word(path, word, table.get(word, choices[0]), choices)
     block, fused = _read_block(path, table["block"])
     _check_keys(path, "[config] and [defaults]", {**table["config"], **table.get("defaults", {})}, (*NEEDED, *OPTIONAL),
                 NEEDED)

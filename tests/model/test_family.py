@@ -57,6 +57,7 @@ MISTAKES = {
     "outer-name": ('head       = "lm_head"', 'top = "lm_head"', "[names] has unknown keys: top"),
     "syntax": ("[names]", "[names", "not valid TOML"),
     "unknown-pairs": ('name        = "mpt"', 'name = "mpt"\nrotary_pairs = "odd"', "rotary_pairs = 'odd' is not known"),
+    "unknown-qk-norm": ('name        = "mpt"', 'name = "mpt"\nqk_norm = "all"', "qk_norm = 'all' is not known"),
     "types-no-list": ('model_types = ["mpt"]', 'model_types = "mpt"', "model_types = 'mpt', a list is expected"),
     "name-no-text": ('name        = "mpt"', "name = 7", "name = 7, a text is expected"),
     "size-no-text": ('"n_layers"', "24", "config.num_layers = 24, a text is expected"),
@@ -152,6 +153,11 @@ def test_what_config_says_is_taken():
     cohere = parse(of("cohere2", sliding_window=8, sliding_window_pattern=2))
     assert (cohere.windows, cohere.rotated) == ((8, None, 8, None), (True, False, True, False))
     assert [cohere.rope_of(layer) is None for layer in range(4)] == [False, True, False, True]
+    olmo = parse(of("olmo3", sliding_window=8, rope_scaling={"rope_type": "linear", "factor": 8.0}))
+    assert olmo.windows == (8, 8, 8, None) and (olmo.rope.kind, olmo.local_rope.kind) == ("linear", "default")
+    assert (olmo.norm_size("q_norm"), olmo.norm_size("k_norm")) == (128, 64)
+    assert parse(of("exaone4")).rotated is None
+    assert parse(of("exaone4", sliding_window=8)).rotated == (True, True, True, False)
     gemma = parse(GEMMA)
     assert gemma.windows == (8, None, 8, None)
     assert (gemma.attention_scale, gemma.embed_scale) == (0.25, 128**0.5)
