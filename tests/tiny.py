@@ -98,6 +98,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
                                   "sliding_window": None, "layer_types": ["full_attention"] * 2,
                                   "tie_word_embeddings": True}),
     "exaone4-hybrid": ("Exaone4Config", {"head_dim": 64, "sliding_window": 8, "sliding_window_pattern": 2}),
+    "phi": ("PhiConfig", {"num_attention_heads": 2, "intermediate_size": 192}),
+    "gptj": ("GPTJConfig", {"num_attention_heads": 2, "n_inner": 192, "rotary_dim": 24}),
     "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
         "full_attention", "sliding_attention"]}),

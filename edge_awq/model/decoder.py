@@ -19,7 +19,7 @@ from edge_awq.model.alibi import alibi_slopes
 from edge_awq.model.checkpoint import Checkpoint
 from edge_awq.model.config import DecoderConfig, read_config
 from edge_awq.model.family import Family
-from edge_awq.model.naming import block_tensors, check_block, check_shape, outer_norm, split_fused
+from edge_awq.model.naming import block_tensors, check_block, check_shape, final_shape, final_vectors, split_fused
 from edge_awq.model.rope import rope_tables
 
 Weights = dict[str, torch.Tensor]
@@ -67,12 +67,12 @@ class Decoder:
         tables = {"embed.weight": self.embed()}
         return tables | {"positions.weight": self.positions()} if "positions" in self.family.names else tables
 
-    def final_norm(self) -> Weights:
-        """Weights of the last norm: ``final_norm.weight`` [hidden_size], and its bias where it has one.
+    def final_vectors(self) -> Weights:
+        """``final_norm.weight`` [hidden_size], and where there are any its bias and ``head.bias`` [vocab_size].
 
         A factor on the logits is in them: the head is linear.
         """
-        weights = self._read(outer_norm(self.family, self.checkpoint))
+        weights = self._read(final_vectors(self.family, self.checkpoint))
         return {name: tensor * self.config.logit_scale for name, tensor in weights.items()}
 
     def head(self) -> torch.Tensor:
@@ -107,13 +107,15 @@ def load_decoder(folder: Path) -> Decoder:
     family, config = read_config(folder)
     decoder = Decoder(folder, family, config, open_checkpoint(folder))
     checkpoint = decoder.checkpoint
-    outer = {"embed": config.linear_shape("embed"), "final_norm": (config.hidden_size,)}
+    outer = {"embed": config.linear_shape("embed")}
     if "positions" in family.names:
         outer["positions"] = (config.max_positions + config.position_offset, config.hidden_size)
     if not decoder.tied_head:
         outer["head"] = config.linear_shape("head")
     for canonical, shape in outer.items():
         check_shape(checkpoint, f"{family.names[canonical]}.weight", shape)
+    for canonical, stored in final_vectors(family, checkpoint).items():
+        check_shape(checkpoint, stored, final_shape(config, canonical))
     for index in range(config.num_layers):
         check_block(family, config, checkpoint, index)
     return decoder
@@ -303,9 +305,10 @@ def _plain_mlp(act: Activation, x: torch.Tensor, weights: Weights, linear: Linea
     return linear("down", inner if scale is None else inner * scale, weights)
 
 
-def head_logits(config: DecoderConfig, x: torch.Tensor, final_norm: Weights, head: torch.Tensor) -> torch.Tensor:
-    """Logits [..., vocab_size] of the last block's outputs x [..., hidden_size]."""
-    return softcapped(F.linear(norm(config, "final_norm", x, final_norm), head), config.logit_softcap)
+def head_logits(config: DecoderConfig, x: torch.Tensor, vectors: Weights, head: torch.Tensor) -> torch.Tensor:
+    """Logits [..., vocab_size] of the last block's outputs x [..., hidden_size]; see ``Decoder.final_vectors``."""
+    product = F.linear(norm(config, "final_norm", x, vectors), head, vectors.get("head.bias"))
+    return softcapped(product, config.logit_softcap)
 
 
 def logits(decoder: Decoder, ids: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
@@ -315,7 +318,7 @@ def logits(decoder: Decoder, ids: torch.Tensor, cache: KvCache | None = None) ->
     x = embed_tokens(config, decoder.embedding(), ids, past)
     for index in range(config.num_layers):
         x = run_block(config, index, decoder.block(index), x, cache)
-    return head_logits(config, x, decoder.final_norm(), decoder.head())
+    return head_logits(config, x, decoder.final_vectors(), decoder.head())
 
 
 # Words of family files and of DecoderConfig -> what computes them.

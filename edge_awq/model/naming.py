@@ -22,9 +22,15 @@ def block_tensors(family: Family, checkpoint: Checkpoint, index: int) -> dict[st
                     checkpoint)
 
 
-def outer_norm(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
-    """The same for the final norm."""
-    return _tensors({"final_norm": family.names["final_norm"]}, checkpoint)
+def final_vectors(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
+    """The same for the last norm, and for the head's bias where there is one."""
+    names = _tensors({layer: family.names[layer] for layer in ("final_norm", "head")}, checkpoint)
+    return {canonical: stored for canonical, stored in names.items() if canonical != "head.weight"}
+
+
+def final_shape(config: DecoderConfig, canonical: str) -> tuple[int]:
+    """Shape of one of ``final_vectors``."""
+    return (config.vocab_size if canonical == "head.bias" else config.hidden_size,)
 
 
 def _tensors(modules: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, str]:

@@ -117,6 +117,7 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     (of("smollm3", no_rope_layers=[1, 0, 1]), "no_rope_layer_interval = [1, 0, 1], 4 entries of 0 or 1"),
     (of("smollm3", no_rope_layers=[1, 0, 1, 2]), "= [1, 0, 1, 2], 4 entries of 0 or 1"),
     (of("smollm3", no_rope_layer_interval=0), "= 0, a positive whole number"),
+    (of("phi", qk_layernorm=True), "qk_layernorm = True is not supported for family 'phi'"),
     (of("stablelm", qk_layernorm=True), "qk_layernorm = True is not supported"),
 ])
 def test_a_config_that_contradicts_its_family_is_refused(raw, message):
@@ -158,6 +159,8 @@ def test_what_config_says_is_taken():
     assert (olmo.norm_size("q_norm"), olmo.norm_size("k_norm")) == (128, 64)
     assert parse(of("exaone4")).rotated is None
     assert parse(of("exaone4", sliding_window=8)).rotated == (True, True, True, False)
+    gptj = {"model_type": "gptj", "n_embd": 42, "n_layer": 2, "n_head": 3, "n_positions": 64, "vocab_size": 100}
+    assert parse({**gptj, "rotary_dim": 10}).rope.rotary_size == 10  # 10 * 3 / 42 is a little less than 10 / 14
     gemma = parse(GEMMA)
     assert gemma.windows == (8, None, 8, None)
     assert (gemma.attention_scale, gemma.embed_scale) == (0.25, 128**0.5)
