@@ -100,6 +100,9 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4-hybrid": ("Exaone4Config", {"head_dim": 64, "sliding_window": 8, "sliding_window_pattern": 2}),
     "phi": ("PhiConfig", {"num_attention_heads": 2, "intermediate_size": 192}),
     "gptj": ("GPTJConfig", {"num_attention_heads": 2, "n_inner": 192, "rotary_dim": 24}),
+    "nemotron": ("NemotronConfig", {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 192,
+                                    "mlp_bias": True}),
+    "arcee": ("ArceeConfig", {"num_attention_heads": 2, "num_key_value_heads": 1}),
     "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
         "full_attention", "sliding_attention"]}),
@@ -111,7 +114,7 @@ UNGROUPED = ("falcon-71-heads",)
 
 def stored_gain_offset(model: transformers.PreTrainedModel) -> float:
     """1 where a stored gain w means 1 + w."""
-    return float(model.config.model_type.startswith("gemma"))
+    return float(model.config.model_type.startswith(("gemma", "nemotron")))
 
 
 def make_tiny(

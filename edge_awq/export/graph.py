@@ -319,6 +319,11 @@ def _silu(graph: GraphBuilder, name: str, x: str) -> str:
     return graph.node("Mul", [x, gate], name)
 
 
+def _relu_squared(graph: GraphBuilder, name: str, x: str) -> str:
+    positive = graph.node("Relu", [x], f"{name}.relu")
+    return graph.node("Mul", [positive, positive], name)
+
+
 # Words of family files and of DecoderConfig -> the function that builds them.
 Part = Callable[..., str]
 NORMS: dict[str, Part] = {"rms": _rms_norm, "layer": _layer_norm}
@@ -336,4 +341,5 @@ ACTIVATIONS: dict[str, Part] = {
     "gelu": lambda graph, name, x: graph.node("Gelu", [x], name),
     "gelu_tanh": lambda graph, name, x: graph.node("Gelu", [x], name, approximate="tanh"),
     "relu": lambda graph, name, x: graph.node("Relu", [x], name),
+    "relu2": _relu_squared,
 }

@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 _LAYERS = 10_000  # far above every model; what a damaged file asks for would not fit into memory
 

@@ -39,7 +39,7 @@ def with_head(settings, bits, symmetric=False):
 @pytest.mark.parametrize("architecture", [
     "llama2", "llama-biased", "llama-wide-heads", "qwen2", "mpt", "mpt-clipped", "falcon-biased", "falcon-40b", "opt",
     "opt-gelu", "gemma2", "qwen3", "starcoder2", "stablelm", "granite", "glm4", "cohere", "olmo2",
-    "exaone4"])
+    "exaone4", "phi", "nemotron"])
 def test_folding_leaves_the_function_as_it_was(tmp_path, architecture):
     """Every fold group of the family, with scales over four orders of magnitude; float32 rounds each product anew."""
     decoder = make(tmp_path, architecture)
@@ -68,7 +68,8 @@ def test_folding_leaves_the_function_as_it_was(tmp_path, architecture):
 
 @pytest.mark.parametrize("head_bits", [4, 8, 16])
 @pytest.mark.parametrize("settings", [AWQ, BEST, RTN, FP16], ids=["awq", "best", "rtn", "fp16"])
-@pytest.mark.parametrize("architecture", ["llama-biased", "qwen2", "mpt", "falcon-biased", "opt", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama-biased", "qwen2", "mpt", "falcon-biased", "opt", "gemma3",
+                                          "phi"])
 def test_the_tensors_are_those_of_the_planned_layout(tmp_path, architecture, settings, head_bits):
     decoder = make(tmp_path, architecture)
     settings = with_head(settings, head_bits)
