@@ -103,6 +103,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("NemotronConfig", {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 192,
                                     "mlp_bias": True}),
     "arcee": ("ArceeConfig", {"num_attention_heads": 2, "num_key_value_heads": 1}),
+    "gpt-bigcode": ("GPTBigCodeConfig", {"num_attention_heads": 2, "n_inner": 192, "tie_word_embeddings": True}),
     "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
     "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
         "full_attention", "sliding_attention"]}),
@@ -129,7 +130,7 @@ def make_tiny(
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.5)
-            elif "norm" in name:
+            elif parameter.ndim == 1:  # gains
                 parameter.uniform_(0.5, 1.5).sub_(stored_gain_offset(model))
             else:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)

@@ -118,6 +118,7 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     (of("smollm3", no_rope_layers=[1, 0, 1, 2]), "= [1, 0, 1, 2], 4 entries of 0 or 1"),
     (of("smollm3", no_rope_layer_interval=0), "= 0, a positive whole number"),
     (of("phi", qk_layernorm=True), "qk_layernorm = True is not supported for family 'phi'"),
+    ({"model_type": "gpt_bigcode", "multi_query": False}, "multi_query = False is not supported"),
     (of("stablelm", qk_layernorm=True), "qk_layernorm = True is not supported"),
 ])
 def test_a_config_that_contradicts_its_family_is_refused(raw, message):

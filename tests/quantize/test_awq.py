@@ -68,8 +68,7 @@ def test_folding_leaves_the_function_as_it_was(tmp_path, architecture):
 
 @pytest.mark.parametrize("head_bits", [4, 8, 16])
 @pytest.mark.parametrize("settings", [AWQ, BEST, RTN, FP16], ids=["awq", "best", "rtn", "fp16"])
-@pytest.mark.parametrize("architecture", ["llama-biased", "qwen2", "mpt", "falcon-biased", "opt", "gemma3",
-                                          "phi"])
+@pytest.mark.parametrize("architecture", ["llama-biased", "qwen2", "mpt", "falcon-biased", "opt", "gemma3"])
 def test_the_tensors_are_those_of_the_planned_layout(tmp_path, architecture, settings, head_bits):
     decoder = make(tmp_path, architecture)
     settings = with_head(settings, head_bits)
