@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from edge_awq.model.decoder import Decoder
 from edge_awq.model.folds import ACT_SCALE, has_act_scale
-from edge_awq.model.naming import block_tensors, outer_norm
+from edge_awq.model.naming import block_tensors, final_shape, final_vectors
 from edge_awq.quantize.int4 import IntGrid, grid_for
 from edge_awq.target import QuantSpec
 from edge_awq.weights import TensorSpec
@@ -27,13 +27,12 @@ def plan_layout(decoder: Decoder, precision: str, quant: QuantSpec, context: int
     config, family = decoder.config, decoder.family
     bits = {"w4a16": 4, "fp16": 16}[precision]
     head_bits = quant.head_bits if precision == "w4a16" else 16
-    hidden = (config.hidden_size,)
     specs = [TensorSpec("embed.weight", "F16", config.linear_shape("embed"))]
     if "positions" in family.names:
-        specs.append(TensorSpec("positions.weight", "F16", (context, *hidden)))
+        specs.append(TensorSpec("positions.weight", "F16", (context, config.hidden_size)))
     specs += [TensorSpec(f"{name}.{part}", "F32", (context, rope.rotary_size // 2))
               for name, rope in config.ropes.items() for part in ("cos", "sin")]
-    specs += [TensorSpec(name, "F32", hidden) for name in outer_norm(family, decoder.checkpoint)]
+    specs += [TensorSpec(name, "F32", final_shape(config, name)) for name in final_vectors(family, decoder.checkpoint)]
     for index in range(config.num_layers):
         stored = block_tensors(family, decoder.checkpoint, index)
         prefix = f"blocks.{index}"

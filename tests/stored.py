@@ -91,8 +91,8 @@ class StoredDecoder(Decoder):
     def positions(self) -> torch.Tensor:
         return self.values["positions.weight"]
 
-    def final_norm(self) -> Weights:
-        return {name: value for name, value in self.values.items() if name.startswith("final_norm.")}
+    def final_vectors(self) -> Weights:
+        return {name: value for name, value in self.values.items() if name.startswith(("final_norm.", "head.b"))}
 
     def head(self) -> torch.Tensor:
         return self.values["head.weight"]
@@ -128,7 +128,7 @@ def store(decoder: Decoder, path: Path, bits: int = 4, head_bits: int = 4, group
 
 
 def _float_tensors(decoder: Decoder, bits: int) -> dict[str, np.ndarray]:
-    tensors = {**decoder.embedding(), **decoder.final_norm(), "head.weight": decoder.head()}
+    tensors = {**decoder.embedding(), **decoder.final_vectors(), "head.weight": decoder.head()}
     for index in range(decoder.config.num_layers):
         tensors.update({f"blocks.{index}.{name}": tensor for name, tensor in _block(decoder, index, bits).items()})
     return {name: tensor.numpy() for name, tensor in tensors.items()}

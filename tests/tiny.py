@@ -66,6 +66,47 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", {"head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 8,
                                     "num_hidden_layers": 3, "layer_types": [
                                         "sliding_attention", "full_attention", "sliding_attention"]}),
+    "gemma": ("GemmaConfig", {"head_dim": 64, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": 8, "intermediate_size": 192, "num_attention_heads": 2,
+                                        "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "stablelm": ("StableLmConfig", {"use_qkv_bias": True, "num_attention_heads": 2}),
+    "granite": ("GraniteConfig", {"num_attention_heads": 2, "num_key_value_heads": 1, "embedding_multiplier": 12.0,
+                                  "attention_multiplier": 0.2, "residual_multiplier": 0.22, "logits_scaling": 6.0}),
+    "granite4": ("GraniteMoeHybridConfig", {
+        "num_attention_heads": 2, "shared_intermediate_size": 192, "num_local_experts": 0, "mamba_n_heads": 2,
+        "layer_types": ["full_attention"] * 2, "position_embedding_type": "rope", "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.2, "residual_multiplier": 0.22, "logits_scaling": 6.0}),
+    "helium": ("HeliumConfig", {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    "ernie": ("Ernie4_5Config", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1, "use_bias": True,
+                                 "tie_word_embeddings": True}),
+    "glm": ("GlmConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1, "pad_token_id": 0}),
+    "glm4": ("Glm4Config", {"head_dim": 64, "pad_token_id": 0, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}}),
+    "cohere": ("CohereConfig", {"num_attention_heads": 2, "logit_scale": 0.3, "tie_word_embeddings": True}),
+    "cohere2": ("Cohere2Config", {"num_attention_heads": 2, "num_key_value_heads": 1, "logit_scale": 0.3,
+                                  "sliding_window": 8, "tie_word_embeddings": True,
+                                  "layer_types": ["sliding_attention", "full_attention"]}),
+    "smollm3": ("SmolLM3Config", {"num_attention_heads": 2, "num_key_value_heads": 1, "no_rope_layer_interval": 2,
+                                  "tie_word_embeddings": True, "pad_token_id": 0}),
+    "olmo2": ("Olmo2Config", {"num_attention_heads": 2}),
+    "olmo3": ("Olmo3Config", {
+        "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                            "full_attention": {**YARN, "rope_theta": 500.0}}}),
+    "exaone4": ("Exaone4Config", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1,
+                                  "sliding_window": None, "layer_types": ["full_attention"] * 2,
+                                  "tie_word_embeddings": True}),
+    "exaone4-hybrid": ("Exaone4Config", {"head_dim": 64, "sliding_window": 8, "sliding_window_pattern": 2}),
+    "phi": ("PhiConfig", {"num_attention_heads": 2, "intermediate_size": 192}),
+    "gptj": ("GPTJConfig", {"num_attention_heads": 2, "n_inner": 192, "rotary_dim": 24}),
+    "nemotron": ("NemotronConfig", {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 192,
+                                    "mlp_bias": True}),
+    "arcee": ("ArceeConfig", {"num_attention_heads": 2, "num_key_value_heads": 1}),
+    "gpt-bigcode": ("GPTBigCodeConfig", {"num_attention_heads": 2, "n_inner": 192, "tie_word_embeddings": True}),
+    "seed-oss": ("SeedOssConfig", {"head_dim": 64, "num_attention_heads": 3, "num_key_value_heads": 1}),
+    "ministral": ("MinistralConfig", {"head_dim": 64, "sliding_window": 8, "layer_types": [
+        "full_attention", "sliding_attention"]}),
     "qwen2-window": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
 }
 # Architectures whose hidden size divides into no groups, so that they are stored with 16 bits.
@@ -74,7 +115,7 @@ UNGROUPED = ("falcon-71-heads",)
 
 def stored_gain_offset(model: transformers.PreTrainedModel) -> float:
     """1 where a stored gain w means 1 + w."""
-    return float(model.config.model_type.startswith("gemma"))
+    return float(model.config.model_type.startswith(("gemma", "nemotron")))
 
 
 def make_tiny(
@@ -89,7 +130,7 @@ def make_tiny(
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(std=0.5)
-            elif "norm" in name:
+            elif parameter.ndim == 1:  # gains
                 parameter.uniform_(0.5, 1.5).sub_(stored_gain_offset(model))
             else:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)

@@ -174,6 +174,12 @@ def _sandwich(block: _Block, x: str) -> str:
     return block.add(x, block.norm("post_mlp_norm", block.mlp(block.norm("mlp_norm", x))), "mlp_residual")
 
 
+def _norm_after(block: _Block, x: str) -> str:
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
+    x = block.add(x, block.norm("post_attn_norm", _attention(block, x)), "attn_residual")
+    return block.add(x, block.norm("post_mlp_norm", block.mlp(x)), "mlp_residual")
+
+
 def _attention(block: _Block, x: str) -> str:
     config, graph, index = block.decoder.config, block.decoder.graph, block.index
     cache = [1, config.num_kv_heads, "context", config.head_size]
@@ -197,13 +203,15 @@ def _attention(block: _Block, x: str) -> str:
 
 
 def _heads(block: _Block, name: str, x: str) -> str:
-    """q, k or v as the attention takes it: clipped, or each head normalized, where the model does so."""
+    """q, k or v as the attention takes it: clipped, or normalized head by head or as a whole, where the model does."""
     config, graph = block.decoder.config, block.decoder.graph
     if config.clip_qkv is not None:
         bounds = [graph.scalar("clip.low", -config.clip_qkv), graph.scalar("clip.high", config.clip_qkv)]
         x = graph.node("Clip", [x, *bounds], f"{block.name}.{name}_clipped")
     if f"{block.name}.{name}_norm.weight" not in graph.layout:
         return x
+    if config.qk_norm == "row":
+        return block.norm(f"{name}_norm", x)
     split = graph.integers("heads.split", 0, 0, -1, config.head_size)
     joined = graph.integers("heads.joined", 0, 0, -1)
     heads = graph.node("Reshape", [x, split], f"{block.name}.{name}_heads")
@@ -311,6 +319,11 @@ def _silu(graph: GraphBuilder, name: str, x: str) -> str:
     return graph.node("Mul", [x, gate], name)
 
 
+def _relu_squared(graph: GraphBuilder, name: str, x: str) -> str:
+    positive = graph.node("Relu", [x], f"{name}.relu")
+    return graph.node("Mul", [positive, positive], name)
+
+
 # Words of family files and of DecoderConfig -> the function that builds them.
 Part = Callable[..., str]
 NORMS: dict[str, Part] = {"rms": _rms_norm, "layer": _layer_norm}
@@ -320,6 +333,7 @@ RESIDUALS: dict[str, Part] = {
     "parallel": _parallel,
     "parallel_two_norms": _parallel_two_norms,
     "sandwich": _sandwich,
+    "norm_after": _norm_after,
 }
 POSITIONS: dict[str, Part] = {"rope": _no_positions, "alibi": _no_positions, "learned": _learned_positions}
 ACTIVATIONS: dict[str, Part] = {
@@ -327,4 +341,5 @@ ACTIVATIONS: dict[str, Part] = {
     "gelu": lambda graph, name, x: graph.node("Gelu", [x], name),
     "gelu_tanh": lambda graph, name, x: graph.node("Gelu", [x], name, approximate="tanh"),
     "relu": lambda graph, name, x: graph.node("Relu", [x], name),
+    "relu2": _relu_squared,
 }

@@ -84,7 +84,7 @@ def import_head(decoder: Decoder) -> QuantizedBlock:
     if unpacked.order is not None:
         raise _act_order(stored)
     packed, count = _pack(stored, unpacked, decoder.head(), decoder.checkpoint)
-    return QuantizedBlock(decoder.final_norm() | packed.tensors("head"),
+    return QuantizedBlock(decoder.final_vectors() | packed.tensors("head"),
                           BlockReport("head", "import", imported={"head": count}))
 
 

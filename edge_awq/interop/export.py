@@ -107,6 +107,11 @@ class _Source:
         self.used.add(name)
         return self._read(name)
 
+    @property
+    def has_head(self) -> bool:
+        """Whether the head has a matrix of its own, and is not the embedding."""
+        return "head.weight" in self.layout or self.is_packed("head")
+
     def is_packed(self, linear: str) -> bool:
         """Whether a linear's weight is stored as integers."""
         return f"{linear}.qweight" in self.layout
@@ -170,18 +175,17 @@ def _outer(source: _Source) -> Tensors:
     """Embedding, positions where there are any, last norm, and the head where it is not the embedding."""
     tensors = {}
     for canonical, module in source.family.names.items():
-        if canonical == "head":
-            if any(name.startswith("head.") for name in source.layout):
-                tensors[f"{module}.weight"] = source.half("head")
-            continue
-        tensors |= _vectors(source, canonical, module, ("weight", "bias"))
+        tensors |= _vectors(source, canonical, module, ("bias",) if canonical == "head" else ("weight", "bias"))
+        if canonical == "head" and source.has_head:
+            tensors[f"{module}.weight"] = source.half("head")
     return tensors
 
 
 def _vectors(source: _Source, canonical: str, module: str, kinds: tuple[str, ...]) -> Tensors:
     names = {f"{canonical}.{kind}": f"{module}.{kind}" for kind in kinds}
     offset = source.family.norm_offset if canonical.endswith("_norm") else 0.0
-    return {stored: source.read(name) - (offset if name.endswith(".weight") else 0.0)
+    scale = source.config.logit_scale if canonical in ("final_norm", "head") else 1.0
+    return {stored: source.read(name) / scale - (offset if name.endswith(".weight") else 0.0)
             for name, stored in names.items() if name in source.layout}
 
 
@@ -220,9 +224,7 @@ def _module(source: _Source, writer: Writer, module: str, layers: list[str]) -> 
 
 
 def _joined(source: _Source, layers: list[str], parts: list[torch.Tensor]) -> torch.Tensor:
-    """The rows of linears that the checkpoint fuses, each where it belongs."""
-    if len(parts) == 1:
-        return parts[0]
+    """The rows of one module's linears, each where the checkpoint has it."""
     rows = [stored_rows(source.family, source.config, layer.rpartition(".")[2]) for layer in layers]
     whole = torch.empty(sum(map(len, parts)), *parts[0].shape[1:], dtype=parts[0].dtype)
     for place, part in zip(rows, parts, strict=True):
@@ -236,7 +238,7 @@ def _config(source: _Source) -> tuple[dict[str, Any], list[str]]:
     for name in ("quantization_config", "compression_config", "dtype", "torch_dtype"):
         config.pop(name, None)
     config["torch_dtype"] = "float16"
-    if any(name.startswith("head.") for name in source.layout):
+    if source.has_head:
         if source.is_packed("head"):
             bits = source.layout["head.qweight"].shape[1] * 8 // source.config.linear_shape("head")[1]
             notes.append(f"the head has {bits} bits in the bundle; it is written as float16, rounded once more")

@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
 _LAYERS = 10_000  # far above every model; what a damaged file asks for would not fit into memory
 
@@ -33,13 +34,16 @@ class DecoderConfig:
     Attributes:
         norm, mlp, position, residual: the family's words for how a block is built.
         rope: rotary positions, None where there are none; ``local_rope`` in layers with a window, None: as the others.
+        rotated: per layer, whether it has rotary positions; None: as all others.
         windows: per layer, the number of newest positions a query sees (itself included); None sees all.
         tied_head: the head's weight is the embedding's.
         attention_scale: factor on queries times keys.
         attention_softcap, logit_softcap: scores, or logits, x become c * tanh(x / c); None leaves them alone.
         alibi_max_bias: ALiBi's steepest slope is 2 ** -(alibi_max_bias / num_heads); None has no ALiBi.
         clip_qkv: bound on the size of every element of q, k and v; None has no bound.
+        logit_scale: factor on the head's results, before a soft-cap; the last norm's stored gains have it in them.
         embed_scale: factor on embedded tokens; the head multiplies by the table as it is.
+        qk_norm: whether q_norm and k_norm are over each "head", or over the whole "row".
         position_offset: rows of the stored table of learned positions before that of position 0.
     """
 
@@ -61,12 +65,15 @@ class DecoderConfig:
     windows: tuple[int | None, ...]
     tied_head: bool | None  # None: config.json does not say; the checkpoint decides
     attention_scale: float
+    rotated: tuple[bool, ...] | None = None
     local_rope: RopeSpec | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     alibi_max_bias: float | None = None
     clip_qkv: float | None = None
+    logit_scale: float = 1.0
     embed_scale: float = 1.0
+    qk_norm: str = "head"
     position_offset: int = 0
 
     @property
@@ -80,7 +87,9 @@ class DecoderConfig:
         return self.num_kv_heads * self.head_size
 
     def rope_of(self, layer: int) -> RopeSpec | None:
-        """Rotary positions of a layer."""
+        """Rotary positions of a layer; None where it has none."""
+        if self.rotated is not None and not self.rotated[layer]:
+            return None
         return self.rope if self.local_rope is None or self.windows[layer] is None else self.local_rope
 
     @property
@@ -95,7 +104,10 @@ class DecoderConfig:
 
     def norm_size(self, name: str) -> int:
         """Elements that the canonical norm ``name`` normalizes together."""
-        return self.head_size if name in ("q_norm", "k_norm") else self.hidden_size
+        sizes = {"q_norm": self.q_size, "k_norm": self.kv_size}
+        if name not in sizes:
+            return self.hidden_size
+        return sizes[name] if self.qk_norm == "row" else self.head_size
 
     def linear_shape(self, name: str) -> tuple[int, int]:
         """(N, K) = (output, input) features of the canonical linear ``name``."""
@@ -173,12 +185,15 @@ def parse_config(raw: dict[str, Any], family: Family) -> DecoderConfig:
         windows=windows,
         tied_head=_read_tied_head(reader),
         attention_scale=reader.number("attention_scale", default=head_size**-0.5),
+        rotated=_read_rotated(raw, reader, windows),
         local_rope=local_rope,
         attention_softcap=reader.number("attention_softcap"),
         logit_softcap=reader.number("logit_softcap"),
         alibi_max_bias=reader.number("alibi_max_bias") if family.position == "alibi" else None,
         clip_qkv=reader.number("clip_qkv"),
+        logit_scale=reader.number("logit_scale", default=1.0),
         embed_scale=reader.number("embed_scale", default=1.0),
+        qk_norm=family.qk_norm,
         position_offset=reader.value("position_offset", default=0),
     )
 
@@ -302,3 +317,22 @@ def _read_windows(raw: dict[str, Any], reader: _Reader, num_layers: int) -> tupl
         return tuple(window if (layer + 1) % pattern else None for layer in range(num_layers))
     first = raw.get("max_window_layers", 0) if raw.get("use_sliding_window") else 0
     return tuple(window if layer >= first else None for layer in range(num_layers))
+
+
+def _read_rotated(raw: dict[str, Any], reader: _Reader, windows: tuple[int | None, ...]) -> tuple[bool, ...] | None:
+    """Which layers have rotary positions, where the family has the word ``rope_layers``; None: all.
+
+    Its value is a list with 1 for a layer that has them and 0 for one that has none; or n, and every n-th has none; or
+    "windowed", and those with a window have them (all, where config.json gives no window).
+    """
+    given = reader.value("rope_layers")
+    if given is None or (given == "windowed" and raw.get("sliding_window") is None):
+        return None
+    if given == "windowed":
+        return tuple(window is not None for window in windows)
+    if isinstance(given, list) and len(given) >= len(windows) and all(entry in (0, 1) for entry in given):
+        return tuple(map(bool, given[: len(windows)]))
+    if isinstance(given, list):
+        raise reader.wrong("rope_layers", given, f"{len(windows)} entries of 0 or 1")
+    every = reader.count("rope_layers")
+    return tuple(bool((layer + 1) % every) for layer in range(len(windows)))

@@ -19,7 +19,7 @@ from edge_awq.model.alibi import alibi_slopes
 from edge_awq.model.checkpoint import Checkpoint
 from edge_awq.model.config import DecoderConfig, read_config
 from edge_awq.model.family import Family
-from edge_awq.model.naming import block_tensors, check_block, check_shape, outer_norm, split_fused
+from edge_awq.model.naming import block_tensors, check_block, check_shape, final_shape, final_vectors, split_fused
 from edge_awq.model.rope import rope_tables
 
 Weights = dict[str, torch.Tensor]
@@ -27,7 +27,7 @@ Weights = dict[str, torch.Tensor]
 Linear = Callable[[str, torch.Tensor, Weights], torch.Tensor]
 
 Norm = Callable[[str, torch.Tensor], torch.Tensor]  # name, x -> y
-Layer = Callable[[torch.Tensor], torch.Tensor]  # normed x -> what is added to the residual stream
+Layer = Callable[[torch.Tensor], torch.Tensor]  # x, normed or not -> what is added to the residual stream
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -35,6 +35,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
 }
 
 
@@ -67,9 +68,13 @@ class Decoder:
         tables = {"embed.weight": self.embed()}
         return tables | {"positions.weight": self.positions()} if "positions" in self.family.names else tables
 
-    def final_norm(self) -> Weights:
-        """Weights of the last norm: ``final_norm.weight`` [hidden_size], and its bias where it has one."""
-        return self._read(outer_norm(self.family, self.checkpoint))
+    def final_vectors(self) -> Weights:
+        """``final_norm.weight`` [hidden_size], and where there are any its bias and ``head.bias`` [vocab_size].
+
+        A factor on the logits is in them: the head is linear.
+        """
+        weights = self._read(final_vectors(self.family, self.checkpoint))
+        return {name: tensor * self.config.logit_scale for name, tensor in weights.items()}
 
     def head(self) -> torch.Tensor:
         """Weight of the head, [vocab_size, hidden_size] float32."""
@@ -103,13 +108,15 @@ def load_decoder(folder: Path) -> Decoder:
     family, config = read_config(folder)
     decoder = Decoder(folder, family, config, open_checkpoint(folder))
     checkpoint = decoder.checkpoint
-    outer = {"embed": config.linear_shape("embed"), "final_norm": (config.hidden_size,)}
+    outer = {"embed": config.linear_shape("embed")}
     if "positions" in family.names:
         outer["positions"] = (config.max_positions + config.position_offset, config.hidden_size)
     if not decoder.tied_head:
         outer["head"] = config.linear_shape("head")
     for canonical, shape in outer.items():
         check_shape(checkpoint, f"{family.names[canonical]}.weight", shape)
+    for canonical, stored in final_vectors(family, checkpoint).items():
+        check_shape(checkpoint, stored, final_shape(config, canonical))
     for index in range(config.num_layers):
         check_block(family, config, checkpoint, index)
     return decoder
@@ -202,6 +209,11 @@ def _sandwich(x: torch.Tensor, normed: Norm, mix: Layer, feed: Layer) -> torch.T
     return x + normed("post_mlp_norm", feed(normed("mlp_norm", x)))
 
 
+def _norm_after(x: torch.Tensor, normed: Norm, mix: Layer, feed: Layer) -> torch.Tensor:
+    x = x + normed("post_attn_norm", mix(x))
+    return x + normed("post_mlp_norm", feed(x))
+
+
 def attention(
     config: DecoderConfig,
     index: int,
@@ -210,17 +222,16 @@ def attention(
     cache: KvCache | None = None,
     linear: Linear = plain_linear,
 ) -> torch.Tensor:
-    """Causal attention of block ``index`` on normed x [batch, tokens, hidden], output projection included."""
+    """Causal attention of block ``index`` on x [batch, tokens, hidden], output projection included."""
     batch, tokens, _ = x.shape
 
     def heads(name: str) -> torch.Tensor:
         y = linear(name, x, weights)
         if config.clip_qkv is not None:
             y = y.clamp(-config.clip_qkv, config.clip_qkv)
-        y = y.view(batch, tokens, -1, config.head_size)
         if f"{name}_norm.weight" in weights:
-            y = norm(config, f"{name}_norm", y, weights)
-        return y.transpose(1, 2)
+            y = norm(config, f"{name}_norm", y.unflatten(-1, (-1, config.norm_size(f"{name}_norm"))), weights)
+        return y.view(batch, tokens, -1, config.head_size).transpose(1, 2)
 
     seen = cache.keys[index].shape[2] if cache is not None and index in cache.keys else 0
     query, key, value = heads("q"), heads("k"), heads("v")
@@ -279,7 +290,7 @@ def attention_bias(config: DecoderConfig, tokens: int, total: int, window: int |
 
 
 def mlp(config: DecoderConfig, weights: Weights, x: torch.Tensor, linear: Linear = plain_linear) -> torch.Tensor:
-    """The MLP of the family's kind on normed x [..., hidden]."""
+    """The MLP of the family's kind on x [..., hidden]."""
     return _MLPS[config.mlp](_ACTIVATIONS[config.activation], x, weights, linear)
 
 
@@ -295,9 +306,10 @@ def _plain_mlp(act: Activation, x: torch.Tensor, weights: Weights, linear: Linea
     return linear("down", inner if scale is None else inner * scale, weights)
 
 
-def head_logits(config: DecoderConfig, x: torch.Tensor, final_norm: Weights, head: torch.Tensor) -> torch.Tensor:
-    """Logits [..., vocab_size] of the last block's outputs x [..., hidden_size]."""
-    return softcapped(F.linear(norm(config, "final_norm", x, final_norm), head), config.logit_softcap)
+def head_logits(config: DecoderConfig, x: torch.Tensor, vectors: Weights, head: torch.Tensor) -> torch.Tensor:
+    """Logits [..., vocab_size] of the last block's outputs x [..., hidden_size]; see ``Decoder.final_vectors``."""
+    product = F.linear(norm(config, "final_norm", x, vectors), head, vectors.get("head.bias"))
+    return softcapped(product, config.logit_softcap)
 
 
 def logits(decoder: Decoder, ids: torch.Tensor, cache: KvCache | None = None) -> torch.Tensor:
@@ -307,7 +319,7 @@ def logits(decoder: Decoder, ids: torch.Tensor, cache: KvCache | None = None) ->
     x = embed_tokens(config, decoder.embedding(), ids, past)
     for index in range(config.num_layers):
         x = run_block(config, index, decoder.block(index), x, cache)
-    return head_logits(config, x, decoder.final_norm(), decoder.head())
+    return head_logits(config, x, decoder.final_vectors(), decoder.head())
 
 
 # Words of family files and of DecoderConfig -> what computes them.
@@ -318,4 +330,5 @@ _RESIDUALS = {
     "parallel": _parallel,
     "parallel_two_norms": _parallel_two_norms,
     "sandwich": _sandwich,
+    "norm_after": _norm_after,
 }

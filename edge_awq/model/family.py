@@ -19,16 +19,18 @@ WORDS = {
     "norm": ("rms", "layer"),
     "mlp": ("gated", "plain"),
     "position": ("rope", "alibi", "learned"),
-    "residual": ("sequential", "parallel", "parallel_two_norms", "sandwich"),
+    "residual": ("sequential", "parallel", "parallel_two_norms", "sandwich", "norm_after"),
 }
 SPLITS = ("blocks", "grouped")  # how fused linears lie in one matrix; see naming.split_fused
+QK_NORMS = ("head", "row")  # what q_norm and k_norm normalize together: one head, or all of them
+PAIRS = ("halves", "interleaved")  # what is rotated together: elements half a rotation apart, or neighbours
 
 # Canonical configuration names: those that every family gives, by a key or a default, and those that some have.
 NEEDED = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "vocab_size", "max_positions", "norm_eps",
           "activation")
 OPTIONAL = ("num_kv_heads", "head_size", "tied_head", "rope_theta", "local_rope_theta", "rotary_fraction",
-            "window_pattern", "alibi_max_bias", "position_offset", "clip_qkv", "attention_scale", "attention_softcap",
-            "logit_softcap", "embed_scale")
+            "rope_layers", "window_pattern", "alibi_max_bias", "position_offset", "clip_qkv", "attention_scale",
+            "attention_softcap", "logit_softcap", "logit_scale", "embed_scale")
 OUTER = ("embed", "positions", "final_norm", "head")
 NORMS = ("attn_norm", "q_norm", "k_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm")
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -69,6 +71,7 @@ class Family:
         match: key of config.json -> values with which a model belongs here, for families of one model type.
         require: key of config.json -> values that this family can run; others are refused.
         norm_offset: added to the stored gains of every norm.
+        rotary_pairs, qk_norm: words of PAIRS and of QK_NORMS.
     """
 
     name: str
@@ -86,6 +89,8 @@ class Family:
     match: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     require: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     norm_offset: float = 0.0
+    rotary_pairs: str = PAIRS[0]
+    qk_norm: str = QK_NORMS[0]
 
     @property
     def linears(self) -> tuple[str, ...]:
@@ -114,10 +119,11 @@ class Family:
 
 
 def _contradictions(conditions: Mapping[str, tuple[Any, ...]], raw: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Keys whose value in ``raw`` is none of those listed, and that value."""
+    """Keys whose value in ``raw``, or an entry of it where it is a list, is none of those listed; and that value."""
     found = {key: lookup(raw, key) for key in conditions}
-    return [(key, value) for key, value in found.items()
-            if (ABSENT if value is None else value) not in conditions[key]]
+    entries = {key: value if isinstance(value, list) else [value] for key, value in found.items()}
+    return [(key, found[key]) for key, values in entries.items()
+            if any((ABSENT if value is None else value) not in conditions[key] for value in values)]
 
 
 def read_family(path: Path) -> Family:
@@ -130,6 +136,8 @@ def read_family(path: Path) -> Family:
         _check_table(path, f"[{name}]", table.get(name, {}))
     for word, choices in WORDS.items():
         _check_word(path, word, table[word], choices)
+    for word, choices in (("rotary_pairs", PAIRS), ("qk_norm", QK_NORMS)):
+        _check_word(path, word, table.get(word, choices[0]), choices)
     block, fused = _read_block(path, table["block"])
     _check_keys(path, "[config] and [defaults]", {**table["config"], **table.get("defaults", {})}, (*NEEDED, *OPTIONAL),
                 NEEDED)

@@ -22,9 +22,15 @@ def block_tensors(family: Family, checkpoint: Checkpoint, index: int) -> dict[st
                     checkpoint)
 
 
-def outer_norm(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
-    """The same for the final norm."""
-    return _tensors({"final_norm": family.names["final_norm"]}, checkpoint)
+def final_vectors(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
+    """The same for the last norm, and for the head's bias where there is one."""
+    names = _tensors({layer: family.names[layer] for layer in ("final_norm", "head")}, checkpoint)
+    return {canonical: stored for canonical, stored in names.items() if canonical != "head.weight"}
+
+
+def final_shape(config: DecoderConfig, canonical: str) -> tuple[int]:
+    """Shape of one of ``final_vectors``."""
+    return (config.vocab_size if canonical == "head.bias" else config.hidden_size,)
 
 
 def _tensors(modules: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, str]:
@@ -72,9 +78,20 @@ def fused_with(family: Family, layer: str) -> tuple[str, ...]:
 
 
 def split_fused(family: Family, config: DecoderConfig, layer: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The rows of ``layer`` in a stored weight [N, K] or bias [N]; all of them where nothing is fused with it."""
+    """The rows of ``layer`` in a stored weight [N, K] or bias [N]: all of them where nothing is fused with it.
+
+    Rows of q and k come in the order in which halves of a head are rotated together. Both are moved alike, so that
+    their products stay what they are.
+    """
     fused = family.fused.get(family.block[layer])
-    return tensor if fused is None else SPLITS[fused.split](config, fused.into, layer, tensor)
+    rows = tensor if fused is None else SPLITS[fused.split](config, fused.into, layer, tensor)
+    return _in_halves(config, rows) if family.rotary_pairs == "interleaved" and layer in ("q", "k") else rows
+
+
+def _in_halves(config: DecoderConfig, tensor: torch.Tensor) -> torch.Tensor:
+    """Of each head's rotated rows 0 1 2 3 4 5: 0 2 4 1 3 5."""
+    heads, size = tensor.unflatten(0, (-1, config.head_size)), config.rope.rotary_size
+    return torch.cat([heads[:, 0:size:2], heads[:, 1:size:2], heads[:, size:]], dim=1).flatten(0, 1)
 
 
 def _blocks(config: DecoderConfig, parts: tuple[str, ...], layer: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,8 @@ def read_rope(table: dict[str, Any], head_size: int, max_positions: int) -> Rope
         raise EdgeAwqError(f"config.json: rope scaling '{kind}' is not known", hint=f"known: {', '.join(SCALINGS)}")
     try:
         fraction = float(table["partial_rotary_factor"])
-        spec = RopeSpec(float(table["rope_theta"]), int(head_size * fraction), kind, dict(table), max_positions)
+        size = int(head_size * fraction + 1e-6)  # a fraction may itself be a rounded quotient
+        spec = RopeSpec(float(table["rope_theta"]), size, kind, dict(table), max_positions)
         if not 0 < spec.rotary_size <= head_size or spec.rotary_size % 2:
             raise EdgeAwqError(f"config.json: {fraction:g} of head size {head_size} cannot be rotated in pairs",
                                hint="check head_dim and partial_rotary_factor")

@@ -178,14 +178,14 @@ def _sample(hidden: torch.Tensor, count: int, generator: torch.Generator) -> tor
 def quantize_head(decoder: Decoder, hidden: torch.Tensor | None, settings: QuantizeSettings) -> QuantizedBlock:
     """Quantize the head, and fold its scales into the last norm; tensors are named as in the weights file.
 
-    A tied head of 16 bits stores nothing but ``final_norm.weight``: the embedding is its weight. With fewer bits a
+    A tied head of 16 bits stores nothing but vectors: the embedding is its weight. With fewer bits a
     tied head has tensors of its own.
 
     Args:
         hidden: outputs of the last block in full precision, float32 [sequences, tokens, hidden_size]; not looked at
             unless ``settings.needs_calibration``.
     """
-    weights = decoder.final_norm()
+    weights = decoder.final_vectors()
     if settings.head_bits == 16:
         if not decoder.tied_head:
             weights["head.weight"] = decoder.head()

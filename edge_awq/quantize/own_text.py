@@ -26,7 +26,7 @@ def sample_own_text(decoder: Decoder, sequences: int, tokens: int, seed: int, pr
     _check_memory(decoder, sequences * tokens)
     generator = torch.Generator().manual_seed(seed)
     config = decoder.config
-    tables, head, final_norm = decoder.embedding(), decoder.head(), decoder.final_norm()
+    tables, head, vectors = decoder.embedding(), decoder.head(), decoder.final_vectors()
     blocks = [decoder.block(index) for index in range(config.num_layers)]
     cache = KvCache()
     ids = torch.full((sequences, 1), _first_token(decoder))
@@ -35,7 +35,7 @@ def sample_own_text(decoder: Decoder, sequences: int, tokens: int, seed: int, pr
             x = embed_tokens(config, tables, ids[:, -1:], past=ids.shape[1] - 1)
             for index, weights in enumerate(blocks):
                 x = run_block(config, index, weights, x, cache)
-            logits = head_logits(config, x[:, -1], final_norm, head)
+            logits = head_logits(config, x[:, -1], vectors, head)
             ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
             advance(1)
     return ids

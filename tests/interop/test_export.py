@@ -170,7 +170,8 @@ def test_tensor_without_a_place_leaves_nothing_behind(copy, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-@pytest.mark.parametrize("architecture", ["mpt", "falcon", "falcon-40b", "phi3", "qwen3", "gpt-neox", "gemma2"])
+@pytest.mark.parametrize("architecture", ["mpt", "falcon", "falcon-40b", "phi3", "qwen3", "gpt-neox", "gemma2",
+                                          "granite", "glm", "cohere", "olmo2", "phi"])
 def test_every_family_goes_out_and_comes_back(tmp_path, architecture):
     """Fused projections, norms with an offset, groups of 64 beside 128: the second bundle means what the first does."""
     make_model(tmp_path / "model", architecture)

@@ -28,6 +28,12 @@ NEOX = {"model_type": "gpt_neox", "hidden_size": 128, "intermediate_size": 256, 
 GEMMA = {"model_type": "gemma2", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 100,
          "max_position_embeddings": 64, "query_pre_attn_scalar": 16, "sliding_window": 8}
+LLAMA = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 64}
+
+
+def of(kind, **changes):
+    return {**LLAMA, "model_type": kind, **changes}
 
 
 def parse(raw):
@@ -50,6 +56,8 @@ MISTAKES = {
     "fold-linear": ('linears = ["down"]', 'linears = ["lower"]', "[[fold]]: linears = 'lower' is not known"),
     "outer-name": ('head       = "lm_head"', 'top = "lm_head"', "[names] has unknown keys: top"),
     "syntax": ("[names]", "[names", "not valid TOML"),
+    "unknown-pairs": ('name        = "mpt"', 'name = "mpt"\nrotary_pairs = "odd"', "rotary_pairs = 'odd' is not known"),
+    "unknown-qk-norm": ('name        = "mpt"', 'name = "mpt"\nqk_norm = "all"', "qk_norm = 'all' is not known"),
     "types-no-list": ('model_types = ["mpt"]', 'model_types = "mpt"', "model_types = 'mpt', a list is expected"),
     "name-no-text": ('name        = "mpt"', "name = 7", "name = 7, a text is expected"),
     "size-no-text": ('"n_layers"', "24", "config.num_layers = 24, a text is expected"),
@@ -99,6 +107,19 @@ def test_a_mistake_in_a_family_file_is_named(tmp_path, mistake):
     ({**GEMMA, "use_bidirectional_attention": True}, "use_bidirectional_attention = True"),
     ({**GEMMA, "attn_logit_softcapping": "soft"}, "attn_logit_softcapping = 'soft', a positive number"),
     ({**GEMMA, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0, a positive number"),
+    (of("gemma", hidden_act="relu"), "hidden_act = 'relu' is not supported for family 'gemma'"),
+    (of("stablelm", use_parallel_residual=True), "use_parallel_residual = True is not supported"),
+    (of("granite", rms_norm_eps=1e-6, residual_multiplier=0), "residual_multiplier = 0, a positive number"),
+    (of("granitemoehybrid", num_local_experts=32), "num_local_experts = 32 is not supported"),
+    (of("granitemoehybrid", num_local_experts=0, position_embedding_type="rope", layer_types=["attention", "mamba"]),
+     "layer_types = ['attention', 'mamba'] is not supported for family 'granite4'"),
+    (of("cohere", use_qk_norm=True), "use_qk_norm = True is not supported"),
+    (of("smollm3", no_rope_layers=[1, 0, 1]), "no_rope_layer_interval = [1, 0, 1], 4 entries of 0 or 1"),
+    (of("smollm3", no_rope_layers=[1, 0, 1, 2]), "= [1, 0, 1, 2], 4 entries of 0 or 1"),
+    (of("smollm3", no_rope_layer_interval=0), "= 0, a positive whole number"),
+    (of("phi", qk_layernorm=True), "qk_layernorm = True is not supported for family 'phi'"),
+    ({"model_type": "gpt_bigcode", "multi_query": False}, "multi_query = False is not supported"),
+    (of("stablelm", qk_layernorm=True), "qk_layernorm = True is not supported"),
 ])
 def test_a_config_that_contradicts_its_family_is_refused(raw, message):
     with pytest.raises(EdgeAwqError) as caught:
@@ -124,6 +145,23 @@ def test_what_config_says_is_taken():
     assert parse({**FALCON, "ffn_hidden_size": 320}).intermediate_size == 320
     old = parse({**NEOX, "rotary_pct": 0.5, "rotary_emb_base": 20000})
     assert (old.rope.rotary_size, old.rope.theta) == (16, 20000)
+    assert parse(of("gemma", hidden_act="gelu")).activation == "gelu_tanh"  # as the first files have it
+    assert parse(of("granite")).attention_scale == parse(of("granite")).logit_scale == 1
+    granite = parse(of("granite", rms_norm_eps=1e-5, residual_multiplier=0.5, embedding_multiplier=12.0,
+                       logits_scaling=8.0))
+    assert (granite.norm_eps, granite.embed_scale, granite.logit_scale) == (4e-5, 24, 0.125)
+    assert parse(of("smollm3")).rotated == (True, True, True, False)
+    assert parse(of("smollm3", no_rope_layers=[0, 1, 1, 0, 1])).rotated == (False, True, True, False)
+    cohere = parse(of("cohere2", sliding_window=8, sliding_window_pattern=2))
+    assert (cohere.windows, cohere.rotated) == ((8, None, 8, None), (True, False, True, False))
+    assert [cohere.rope_of(layer) is None for layer in range(4)] == [False, True, False, True]
+    olmo = parse(of("olmo3", sliding_window=8, rope_scaling={"rope_type": "linear", "factor": 8.0}))
+    assert olmo.windows == (8, 8, 8, None) and (olmo.rope.kind, olmo.local_rope.kind) == ("linear", "default")
+    assert (olmo.norm_size("q_norm"), olmo.norm_size("k_norm")) == (128, 64)
+    assert parse(of("exaone4")).rotated is None
+    assert parse(of("exaone4", sliding_window=8)).rotated == (True, True, True, False)
+    gptj = {"model_type": "gptj", "n_embd": 42, "n_layer": 2, "n_head": 3, "n_positions": 64, "vocab_size": 100}
+    assert parse({**gptj, "rotary_dim": 10}).rope.rotary_size == 10  # 10 * 3 / 42 is a little less than 10 / 14
     gemma = parse(GEMMA)
     assert gemma.windows == (8, None, 8, None)
     assert (gemma.attention_scale, gemma.embed_scale) == (0.25, 128**0.5)

@@ -63,6 +63,13 @@ LAUNCHES = dict.fromkeys(ARCHITECTURES, FIVE) | {
     "qwen3-window": (9, 4),
     "gemma2": (7, 2),  # what is added to the residual stream is normalized first
     "gemma3": (11, 6),
+    "glm4": (7, 2),
+    "nemotron": (5, 2),  # the square, and AWQ's scale behind it
+    "arcee": (5, 2),
+    "olmo2": (11, 2),
+    "olmo3": (11, 2),
+    "exaone4": (11, 6),
+    "exaone4-hybrid": (11, 6),
 }
 
 

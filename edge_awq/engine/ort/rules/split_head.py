@@ -13,7 +13,7 @@ from edge_awq.engine.ort.rules.declined import Declined
 from edge_awq.engine.ort.rules.matmul_nbits import BITS
 from edge_awq.export.ops import INT4_MATMUL, INT8_MATMUL
 
-ELEMENTWISE = ("Identity", "Div", "Tanh", "Mul")  # how logits are passed on or soft-capped
+ELEMENTWISE = ("Identity", "Add", "Div", "Tanh", "Mul")  # how logits are passed on, get a bias, or are soft-capped
 LARGEST = 16 << 20  # bytes of packed weights that one kernel may take
 
 
