@@ -82,7 +82,10 @@ class Cuda(Protocol):
         ...
 
     def wait(self, event: int) -> None:
-        """Wait until all is done that was on the stream when the event was recorded last."""
+        """Wait until all is done that was on the stream when the event was recorded last.
+
+        The thread sleeps meanwhile. It wakes a little later than one that spins, but spinning takes power.
+        """
         ...
 
     def capture(self, work: Callable[[], None]) -> int:
@@ -187,7 +190,8 @@ class PycudaCuda:
 
     def event(self) -> int:
         with self._checked("event"), self._held.pushed():
-            self._held.events.append(self._driver.Event(self._driver.event_flags.DISABLE_TIMING))
+            flags = self._driver.event_flags
+            self._held.events.append(self._driver.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING))
         return len(self._held.events) - 1
 
     def record(self, event: int) -> None:

@@ -6,8 +6,10 @@ decodes and prints:
     host     start 1, start 2 | token 1, start 3 | token 2, start 4 | ...
     GPU              pass 1   |      pass 2      |      pass 3      | ...
 
-If another token comes, or none, the pass that is under way was for nothing: its keys and values lie behind the end of
-the cache. Not yet verified on device.
+Nor does it matter that a host which sleeps while it waits, to save power, wakes a little late. If another token comes,
+or none, the pass that is under way was for nothing: its keys and values lie behind the end of the cache.
+
+Not yet verified on device.
 """
 
 from __future__ import annotations

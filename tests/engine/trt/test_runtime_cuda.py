@@ -116,8 +116,8 @@ def fake_pycuda(log, failing=None):
         mem_alloc=act("mem_alloc", lambda size: Allocation(4096)), memcpy_htod_async=act("memcpy_htod_async"),
         memcpy_dtoh_async=act("memcpy_dtoh_async"), pagelocked_zeros=act("pagelocked_zeros", np.zeros),
         memcpy_dtod_async=act("memcpy_dtod_async"), memset_d8_async=act("memset_d8_async"),
-        event_flags=SimpleNamespace(DISABLE_TIMING=2),
-        Event=act("Event", {2: SimpleNamespace(record=act("record"), synchronize=act("wait"))}.get))
+        event_flags=SimpleNamespace(BLOCKING_SYNC=1, DISABLE_TIMING=2),
+        Event=act("Event", {3: SimpleNamespace(record=act("record"), synchronize=act("wait"))}.get))
     return module
 
 

@@ -67,7 +67,7 @@ class Stream:
 
 
 class event_flags:
-    DISABLE_TIMING = 2
+    BLOCKING_SYNC, DISABLE_TIMING = 1, 2
 
 
 class Event:
