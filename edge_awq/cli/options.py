@@ -38,7 +38,7 @@ def read_schema(context: click.Context, parameter: click.Parameter, value: str |
     raw, place = (value, "--json-schema") if is_here else (decoded(Path(value).read_bytes(), value), value)
     try:
         schema = json.loads(raw)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise EdgeAwqError(f"{place}: not JSON ({error})", hint="see https://json-schema.org") from error
     if not isinstance(schema, dict):
         raise EdgeAwqError(f"{place}: not a JSON object, so no schema", hint="see https://json-schema.org")

@@ -260,8 +260,9 @@ def test_results_for_a_folder_that_is_read_only(bundle, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("option", "value", "said"), [
     ("--json-schema", "nowhere.json", "No such file"), ("--json-schema", "{", "--json-schema: not JSON"),
-    ("--json-schema", '{"type": "fox"}', "Invalid type: fox"), ("--regex", "(a", "unclosed group"),
-])
+    ("--json-schema", '{"a":' * 20_000, "not JSON"), ("--json-schema", '{"type": "fox"}', "Invalid type: fox"),
+    ("--regex", "(a", "unclosed group"),
+], ids=["no file", "not JSON", "deep", "no type", "no expression"])
 def test_forms_that_are_none(bundle, option, value, said):
     assert_refused(command("run", bundle, "-p", "x", option, value), said)
 
