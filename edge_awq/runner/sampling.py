@@ -130,7 +130,7 @@ def sample(logits: np.ndarray, settings: SamplingSettings, seen: np.ndarray, ran
     if settings.min_p > 0:
         kept = min_p_ids(scores, settings.min_p)
         ids, scores = kept if ids is None else ids[kept], scores[kept]
-    drawn = _draw(np.exp(scores - scores.max()), random)
+    drawn = _draw(np.exp(scores), random)  # the best is at 0 and was kept
     return drawn if ids is None else int(ids[drawn])
 
 
