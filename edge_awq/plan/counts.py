@@ -12,6 +12,8 @@ from edge_awq.model.config import DecoderConfig, read_config
 from edge_awq.model.family import Family
 from edge_awq.shapes import Shape
 
+HALF, FULL = 2, 4  # bytes of float16 and float32
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -19,20 +21,20 @@ class Counts:
 
     Attributes:
         linears: canonical name -> (N, K) of every matrix in a block, in the order of the forward pass.
-        norms: vectors of ``hidden_size`` in a block's norms.
+        norm_size: elements of all norms in a block.
         kv_size: elements of a key, and of a value, of one token in one layer.
-        rotary_size: rotated elements of a head; 0 without rotary positions.
+        position_bytes: what the stored tables of positions, rotary or learned, hold for each position.
         windows: per layer, the number of newest positions a query sees; None sees all.
     """
 
     linears: dict[str, tuple[int, int]]
-    norms: int
+    norm_size: int
     num_layers: int
     hidden_size: int
     vocab_size: int
     num_kv_heads: int
     kv_size: int
-    rotary_size: int
+    position_bytes: int
     max_positions: int
     windows: tuple[int | None, ...]
     tied_head: bool
@@ -53,15 +55,16 @@ def counts_of(family: Family, config: DecoderConfig) -> Counts:
 
     Biases are left out: config.json does not know them, and they are less than 0.1 % of a model.
     """
+    rotated = sum(rope.rotary_size for rope in config.ropes.values())
     return Counts(
         linears={name: config.linear_shape(name) for name in family.linears},
-        norms=len(family.norms),
+        norm_size=sum(map(config.norm_size, family.norms)),
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
         num_kv_heads=config.num_kv_heads,
         kv_size=config.kv_size,
-        rotary_size=config.rope.rotary_size if config.rope else 0,
+        position_bytes=FULL * rotated + (HALF * config.hidden_size if "positions" in family.names else 0),
         max_positions=config.max_positions,
         windows=config.windows,
         tied_head=bool(config.tied_head),

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from edge_awq.bundle import Bundle
 from edge_awq.errors import EdgeAwqError
-from edge_awq.plan.counts import Counts
+from edge_awq.plan.counts import FULL, HALF, Counts
 from edge_awq.runner.metrics import weight_bytes_per_token
 from edge_awq.target import QuantSpec
 from edge_awq.weights import read_layout
 
-HALF, FULL = 2, 4  # bytes of float16 and float32
 SCALED_BITS = 8  # a cached key or value of so few bits has a float32 scale
 
 
@@ -58,21 +57,21 @@ def sizes_of(counts: Counts, precision: str, quant: QuantSpec, context: int) -> 
 
     Args:
         precision: "w4a16" or "fp16".
-        context: rows of the rotary tables.
+        context: rows of the tables of positions.
 
     Raises:
         EdgeAwqError: a matrix divides into no group size.
     """
     bits, head_bits = (4, quant.head_bits) if precision == "w4a16" else (16, 16)
     block = sum(_matrix_bytes(name, shape, bits, quant.group_size) for name, shape in counts.linears.items())
-    block += counts.norms * counts.hidden_size * FULL
+    block += counts.norm_size * FULL
     head_shape = (counts.vocab_size, counts.hidden_size)
     row = counts.hidden_size * HALF
     own_head = head_bits < 16 or not counts.tied_head
     head = _matrix_bytes("head", head_shape, head_bits, quant.group_size)
     shared = counts.num_layers * block + counts.hidden_size * FULL
     return Sizes(
-        weight_bytes=shared + counts.vocab_size * row + (head if own_head else 0) + context * counts.rotary_size * FULL,
+        weight_bytes=shared + counts.vocab_size * row + (head if own_head else 0) + context * counts.position_bytes,
         token_bytes=shared + head + (row if own_head else 0),
         token_weights=counts.linear_weights + counts.head_weights,
         kv_elements=2 * counts.kv_size,

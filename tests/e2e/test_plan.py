@@ -17,6 +17,7 @@ from edge_awq.plan.counts import counts_in
 from edge_awq.plan.figure import read_figure
 from edge_awq.plan.sizes import sizes_of, sizes_of_bundle
 from edge_awq.target import QuantSpec, find_target, load_targets, profile_folder
+from tiny import ARCHITECTURES, UNGROUPED, make_tiny
 
 GIB = 1 << 30
 
@@ -52,6 +53,17 @@ def test_bytes_are_those_of_the_layout(tmp_path, architecture, precision, head_b
     quant = QuantSpec(group_size, False, head_bits)
     layout = plan_layout(load_decoder(tmp_path), precision, quant, 64)
     assert sizes_of(counts_in(tmp_path), precision, quant, 64).weight_bytes == sum(spec.nbytes for spec in layout)
+
+
+@pytest.mark.parametrize("precision", ["w4a16", "fp16"])
+@pytest.mark.parametrize("architecture", sorted(set(ARCHITECTURES) - set(UNGROUPED)))
+def test_bytes_of_every_family_but_for_what_config_json_does_not_say(tmp_path, architecture, precision):
+    make_tiny(tmp_path, architecture)
+    decoder, quant = load_decoder(tmp_path), QuantSpec(64, False, 8)
+    known = sum(spec.nbytes for spec in plan_layout(decoder, precision, quant, 64)
+                if not spec.name.endswith((".bias", "act_scale.weight")))
+    foreseen = sizes_of(counts_in(tmp_path), precision, quant, 64).weight_bytes
+    assert foreseen == known
 
 
 def test_a_bundle_is_planned_from_its_own_bytes(built):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from library_harness import HERE as PLUGIN_TESTS
 
-from wheels import FOLDER, PYTHON
+from wheels import PYTHON, kept_folder, made_once
 
 VERSION, CUDA = "2026.1", "12.6.77"
 HEADERS = [f"nvidia-cuda-runtime-cu12=={CUDA}", "nvidia-cuda-profiler-api==13.5.25"]
@@ -30,20 +30,13 @@ def built_pycuda() -> Path:
 
     Skips the test where no folder is named for it, or something to build with is missing.
     """
-    if FOLDER not in os.environ:
-        pytest.skip(f"no pycuda: let {FOLDER} name a folder in which it is built, 4 MB of downloads")
+    where = kept_folder("pycuda", "4 MB, in which it is built") / f"pycuda-{VERSION}-{PYTHON}"
     for tool in ("g++", "nm"):
         if shutil.which(tool) is None:
             pytest.skip(f"no pycuda: {tool} is not installed")
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         pytest.skip("no pycuda: Python's own headers are not installed (python3-dev)")
-    where = Path(os.environ[FOLDER]).resolve() / f"pycuda-{VERSION}-{PYTHON}"
-    if not where.exists():
-        partial = where.with_name(where.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        _build(partial)
-        partial.rename(where)
-    return where / "site"
+    return made_once(where, _build) / "site"
 
 
 def _build(where: Path) -> None:
