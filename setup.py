@@ -38,6 +38,7 @@ setup(
         "edge_awq": ["lib/*.so", "shapes.toml"],
         "edge_awq.model": ["families/*.toml"],
         "edge_awq.quantize": ["text/*.txt"],
+        "edge_awq.evaluate": ["text/*.txt"],
         "edge_awq.profiles": ["*.toml"],
         "edge_awq.plan": ["*.csv"],
     },

@@ -15,6 +15,7 @@ from edge_awq import __version__
 from edge_awq.cli.building import build, compile_engine, export_checkpoint
 from edge_awq.cli.chatting import chat
 from edge_awq.cli.common import say_error
+from edge_awq.cli.evaluating import evaluate_bundles
 from edge_awq.cli.measuring import bench, report, tune
 from edge_awq.cli.running import run
 from edge_awq.cli.serving import serve
@@ -94,6 +95,6 @@ def main() -> None:
     """
 
 
-for command in (build, compile_engine, run, chat, serve, inspect, export_checkpoint, targets, plan, report, bench, tune,
-                log, doctor):
+for command in (build, compile_engine, run, chat, serve, inspect, evaluate_bundles, export_checkpoint, targets, plan,
+                report, bench, tune, log, doctor):
     main.add_command(command)

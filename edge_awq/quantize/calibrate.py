@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.model.decoder import Decoder
 from edge_awq.progress import Progress, Quiet
 from edge_awq.quantize.own_text import sample_own_text
+from edge_awq.texts import cut_windows, read_pieces
 
 BUILT_IN, OWN = "built-in", "self"
 TEXTS = Path(__file__).parent / "text"
-PIECE_CHARACTERS = 1 << 16  # text is read and tokenized in pieces of this size
-LINE_CHARACTERS = 1 << 22  # the longest line of a jsonl file
 POOL = 16  # a file is read up to this many times the tokens needed; sequences are spread evenly over what was read
 
 
@@ -65,26 +63,11 @@ def calibrate(decoder: Decoder, tokenizer: Tokenizer, spec: CalibrationSpec,
     if spec.source == OWN:
         return _finish(decoder, spec, sample_own_text(decoder, spec.sequences, tokens, spec.seed,
                                                       progress or Quiet()))
-    # A copy, because tokenizer.json may ask for truncation or padding, and the caller's object is not ours to change.
-    tokenizer = Tokenizer.from_str(tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    opening = tokenizer.encode("").ids[: tokens - 1]
-    body = tokens - len(opening)
-    found = _encode(_read_pieces(spec.source), tokenizer, limit=POOL * spec.sequences * body)
-    if not found:
+    windows = cut_windows(tokenizer, _pieces(spec.source), spec.sequences, tokens, pool=POOL)
+    if not windows.ids:
         raise EdgeAwqError(f"{spec.source}: no text to calibrate with",
                            hint='give a .txt file, a .jsonl file with a "text" in each line, or leave the option out')
-    body = min(body, len(found))
-    rows = [opening + found[start : start + body] for start in _spread(len(found), body, spec.sequences)]
-    return _finish(decoder, spec, torch.tensor(rows))
-
-
-def _spread(available: int, length: int, count: int) -> list[int]:
-    """Starts of at most ``count`` windows of ``length`` that do not overlap, spread evenly over ``available``."""
-    windows = available // length
-    count = min(count, windows)
-    return [length * (i * windows // count) for i in range(count)]
+    return _finish(decoder, spec, torch.tensor(windows.ids))
 
 
 def _check_vocabulary(decoder: Decoder, tokenizer: Tokenizer) -> None:
@@ -112,56 +95,6 @@ def _finish(decoder: Decoder, spec: CalibrationSpec, ids: torch.Tensor) -> Calib
     return Calibration(ids, spec.source, note)
 
 
-def _encode(pieces: Iterable[str], tokenizer: Tokenizer, limit: int) -> list[int]:
-    """Token ids of the pieces, without special tokens, until there are ``limit``."""
-    ids: list[int] = []
-    for piece in pieces:
-        ids += tokenizer.encode(piece, add_special_tokens=False).ids
-        if len(ids) >= limit:
-            break
-    return ids[:limit]
-
-
-def _read_pieces(source: str) -> Iterator[str]:
-    if source == BUILT_IN:
-        return (piece for path in sorted(TEXTS.glob("*.txt")) for piece in _read_text(path))
-    path = Path(source)
-    return _read_jsonl(path) if path.suffix == ".jsonl" else _read_text(path)
-
-
-def _read_text(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            while piece := file.read(PIECE_CHARACTERS):
-                yield piece
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_jsonl(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            number = 0
-            while line := file.readline(LINE_CHARACTERS):
-                number += 1
-                if line.strip():
-                    yield _text_of(line, f"{path}, line {number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _text_of(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise EdgeAwqError(f"{where}: not valid JSON: {error}",
-                           hint="each line of a .jsonl file is one object; plain text goes into a .txt file") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise EdgeAwqError(f'{where}: an object with a string "text" is expected', hint='for example {"text": "..."}')
-    return record["text"]
-
-
-def _unreadable(path: Path, error: OSError | UnicodeDecodeError) -> EdgeAwqError:
-    if isinstance(error, OSError):
-        return EdgeAwqError(f"{path}: cannot be read: {error.strerror}", hint="check the path of the calibration file")
-    return EdgeAwqError(f"{path}: not UTF-8 text: {error.reason}", hint="convert the file to UTF-8")
+def _pieces(source: str) -> Iterator[str]:
+    files = sorted(TEXTS.glob("*.txt")) if source == BUILT_IN else [Path(source)]
+    return (piece for path in files for piece in read_pieces(path))

@@ -255,16 +255,8 @@ class Session:
             run_log.warn("no_power_source", "nothing measures power here; every energy value is null")
         return run_log
 
-    def _structure(self, settings: GenerationSettings) -> Structure | None:
-        if not settings.has_form:
-            return None
-        if self._structures is None:
-            self._structures = Structures(self.vocabulary, self.engine.vocab_size)
-        if settings.regex is not None:
-            return self._structures.of_regex(settings.regex)
-        return self._structures.of_schema(ANY_OBJECT if settings.json_schema is True else settings.json_schema)
-
-    def _describe(self, settings: GenerationSettings) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
+        """What is run and by what: "model" and "engine", as run logs have them."""
         manifest = self.loaded.manifest
         return {
             "model": {
@@ -278,6 +270,20 @@ class Session:
                        "sha256": {name: entry["sha256"] for name, entry in manifest.files.items()
                                   if name.startswith(f"{ENGINES}/")},
                        **dict.fromkeys(("file", "runtime_version", "passes", "kv_bits")), **self.loaded.engine},
+        }
+
+    def _structure(self, settings: GenerationSettings) -> Structure | None:
+        if not settings.has_form:
+            return None
+        if self._structures is None:
+            self._structures = Structures(self.vocabulary, self.engine.vocab_size)
+        if settings.regex is not None:
+            return self._structures.of_regex(settings.regex)
+        return self._structures.of_schema(ANY_OBJECT if settings.json_schema is True else settings.json_schema)
+
+    def _describe(self, settings: GenerationSettings) -> dict[str, Any]:
+        return {
+            **self.provenance(),
             "sampling": dataclasses.asdict(settings.sampling),
             "settings": {"threads": self.loaded.threads, "max_tokens": settings.max_tokens,
                          "ignore_eos": settings.ignore_eos, "stop_strings": len(settings.stop),
