@@ -79,7 +79,7 @@ def imported_by(statement):
 
 
 @pytest.mark.parametrize("module", ["edge_awq", "edge_awq.cli", "edge_awq.engine", "edge_awq.runner.session",
-                                    "edge_awq.engine.ort", "edge_awq.bundle"])
+                                    "edge_awq.engine.ort", "edge_awq.evaluate.evaluate", "edge_awq.bundle"])
 def test_a_device_that_runs_bundles_imports_nothing_heavy(module):
     assert not imported_by(f"import {module}") & {"torch", "transformers", "onnx", "onnx_graphsurgeon", "pycuda"}
 
