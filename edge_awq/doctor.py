@@ -5,17 +5,23 @@ Every line tries the very thing that a command will need, so its errors and reme
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from edge_awq.detect import Machine, detect_target, machine_root, read_machine
+from edge_awq.detect import Machine, detect_target, machine_root, mode_named, read_machine
 from edge_awq.errors import EdgeAwqError
+from edge_awq.memory import meminfo_bytes
+from edge_awq.power.sysfs import gpu_devfreq, read_number
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_awq.power.base import MeterChoice
+    from edge_awq.target import Target
 
 # For what -> the package, and the extra of edge-awq that brings it.
 _OPTIONAL = {"edge-awq build": ("torch", "quantize"), "edge-awq serve": ("uvicorn", "serve"),
@@ -44,6 +50,8 @@ def examine(machine: Machine | None = None) -> Iterator[Finding]:
     """Findings, one after the other as they come; the power meters take some seconds."""
     machine = machine or read_machine()
     yield from _describe(machine)
+    if machine.is_tegra:
+        yield from _examine_board(machine)
     yield _attempt("target cpu", lambda: _version("onnxruntime", module="edge_awq.engine.ort.runtime"), "no")
     yield from _examine_gpu(machine)
     for purpose, (package, extra) in _OPTIONAL.items():
@@ -57,6 +65,40 @@ def _describe(machine: Machine) -> Iterator[Finding]:
     memory = f", {machine.memory_bytes / 2**30:.1f} GiB" if machine.memory_bytes else ""
     yield Finding("machine", f"{target.name}: {target.description}{mode}{memory}")
     yield Finding("system", f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+
+
+def _examine_board(machine: Machine) -> Iterator[Finding]:
+    """What a Jetson's user can set: how much memory is free, and how fast the board may be."""
+    target, root = detect_target(machine), machine_root()
+    yield from _examine_memory(target, root / "proc/meminfo")
+    mode = mode_named(target, machine.power_mode)
+    speeds = {name: (one.bandwidth_gb_s or math.inf, one.gpu_mhz or math.inf) for name, one in target.modes.items()}
+    faster = [name for name in speeds if mode is not None and speeds[name] > speeds[mode]]
+    if faster:
+        yield Finding("power mode", f"{mode}; faster: {', '.join(faster)}",
+                      "'edge-awq tune BUNDLE' measures them; sudo nvpmodel -m ID sets one", "-")
+    devfreq = gpu_devfreq(root)
+    lowest, highest = (read_number(devfreq / name, 1e-6) if devfreq else None for name in ("min_freq", "max_freq"))
+    if lowest is not None and highest is not None:
+        is_fixed = lowest >= highest
+        yield (Finding("GPU clock", f"fixed, {highest:.0f} MHz") if is_fixed else
+               Finding("GPU clock", f"{lowest:.0f} to {highest:.0f} MHz",
+                       "sudo jetson_clocks fixes it, so that measurements can be compared", "-"))
+
+
+def _examine_memory(target: Target, path: Path) -> Iterator[Finding]:
+    """What is free, and whether the system takes more than plans reckon with."""
+    total, free, swap = (meminfo_bytes(name, path) for name in ("MemTotal", "MemAvailable", "SwapTotal"))
+    if total is None or free is None:
+        return
+    text = f"{free / 2**30:.1f} GiB available, {(swap or 0) / 2**30:.1f} GiB of swap"
+    taken_mib = (total - free) >> 20
+    if target.reserve is None or taken_mib <= target.reserve.system_mib:
+        yield Finding("memory", text)
+    else:
+        yield Finding("memory", text, f"the system takes {taken_mib} MiB, 'edge-awq plan' reckons with "
+                      f"{target.reserve.system_mib}: end what is not needed, such as the desktop "
+                      "(sudo systemctl isolate multi-user.target)", "-")
 
 
 def _examine_gpu(machine: Machine) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """edge-awq doctor: what is tried, and what comes of it, on machines that stand-ins play."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "power"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine/trt"))
 from fake_cuda import ORIN
 from toy_bundle import install
-from trees import Board
+from trees import Board, write
 
 JETSON = ("nvidia,p3737-0000+p3701-0005", "nvidia,p3701-0005", "nvidia,tegra234")
 
@@ -59,6 +60,31 @@ def test_a_jetson_that_has_all(jetson, monkeypatch):
     assert [things[name][0] for name in ("pycuda", "plugins", "TensorRT")] == ["ok"] * 3
     assert things["TensorRT"][1] == "10.3.0" and ", in TensorRT, " in things["plugins"][1]
     assert things["power"][0] == "ok" and "ina3221: 12.0 W now" in things["power"][1]
+
+
+def describe(root, available_mib, lowest_mhz):
+    kilobytes = {"MemTotal": 62 << 20, "MemAvailable": available_mib << 10, "SwapTotal": 4 << 20}
+    write(root / "proc/meminfo", "\n".join(f"{name}: {value} kB" for name, value in kilobytes.items()))
+    gpu = root / "sys/class/devfreq/17000000.gpu"
+    write(gpu / "min_freq", str(lowest_mhz * 10**6))
+    write(gpu / "max_freq", "612000000")
+
+
+def test_a_jetson_that_is_slower_than_it_could_be(jetson, tmp_path):
+    describe(tmp_path, 40_000, 306)
+    things = found(jetson)
+    state, text, hint = things["memory"]
+    assert (state, text) == ("-", "39.1 GiB available, 4.0 GiB of swap") and "the system takes 23488 MiB" in hint
+    state, text, hint = things["power mode"]
+    assert (state, text) == ("-", "MODE_30W; faster: MAXN, MODE_50W") and "tune" in hint
+    assert things["GPU clock"][:2] == ("-", "306 to 612 MHz") and "jetson_clocks" in things["GPU clock"][2]
+
+
+def test_a_jetson_at_its_best(jetson, tmp_path):
+    describe(tmp_path, 62_500, 612)
+    things = found(replace(jetson, power_mode="MAXN"))
+    assert things["memory"][0] == "ok" and things["memory"][2] is None and "power mode" not in things
+    assert things["GPU clock"] == ("ok", "fixed, 612 MHz", None)
 
 
 def test_plugins_that_are_missing_are_told_once(jetson, monkeypatch):
