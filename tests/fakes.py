@@ -79,3 +79,17 @@ class RandomEngine:
 
     def truncate(self, length):
         self.length = length
+
+
+class ScriptedEngine(RandomEngine):
+    """Says a text, and then anything."""
+
+    def __init__(self, vocab_size, seed, script):
+        super().__init__(vocab_size, seed)
+        self.script = list(script)
+
+    def logits(self, ids):
+        logits = super().logits(ids)
+        if self.script:
+            logits[-1][self.script.pop(0)] = 100
+        return logits

@@ -72,15 +72,18 @@ def _head(form: ToolFormat, name: str) -> str:
 def _literal(form: ToolFormat, text: str, ids: Mapping[str, int]) -> str:
     """A text of the format; beside a marker there may be a space, a line break or nothing, as each model has it."""
     pieces = form.split(text)
-    rules = []
+    rules: list[str] = []
     for index, piece in enumerate(pieces):
         if piece in form.markers:
             rules.append(f"<[{ids[piece]}]>" if piece in ids else json.dumps(piece))
             continue
-        before, after = index > 0, index + 1 < len(pieces)
-        inner = piece.lstrip() if before else piece
-        inner = inner.rstrip() if after else inner
-        rules += ["SPACE?"] * before + [json.dumps(inner)] * bool(inner) + ["SPACE?"] * (after and bool(inner))
+        follows, leads = index > 0, index + 1 < len(pieces)  # a marker stands before it, behind it
+        inner = piece.lstrip() if follows else piece
+        inner = inner.rstrip() if leads else inner
+        if follows or not inner:
+            rules.append("SPACE?")
+        if inner:
+            rules += [json.dumps(inner), "SPACE?"] if leads else [json.dumps(inner)]
     return " ".join(rules)
 
 

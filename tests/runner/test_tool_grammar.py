@@ -12,12 +12,12 @@ from edge_awq.runner.generate import GenerationSettings, Start, generate
 from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.sampling import SamplingSettings
 from edge_awq.runner.structure import Structures
-from edge_awq.runner.tool_format import load_formats
+from edge_awq.runner.tool_format import ToolCall, load_formats
 from edge_awq.runner.tool_grammar import MOST_CALLS, begin_answer
 from edge_awq.runner.tool_stream import split_calls
 from edge_awq.runner.tool_use import ToolUse
 from edge_awq.runner.vocabulary import Vocabulary
-from fakes import RandomEngine
+from fakes import ScriptedEngine
 from tokenizers_made_here import train_byte_level
 
 PAD = 37  # logits beyond the vocabulary, as many models have them
@@ -42,20 +42,6 @@ def make_vocabulary(form, kind, thinking=False):
     tokenizer = train_byte_level(("<|begin|>", "<|end|>", *(texts if kind == "special" else ())))
     tokenizer.add_tokens(list(texts) if kind == "added" else [])
     return Vocabulary(tokenizer, None, (tokenizer.token_to_id("<|end|>"),), SamplingSettings(), None)
-
-
-class ScriptedEngine(RandomEngine):
-    """Says a text, and then anything."""
-
-    def __init__(self, vocab_size, seed, script):
-        super().__init__(vocab_size, seed)
-        self._script = list(script)
-
-    def logits(self, ids):
-        logits = super().logits(ids)
-        if self._script:
-            logits[-1][self._script.pop(0)] = 100
-        return logits
 
 
 class Model:
@@ -102,6 +88,15 @@ def test_a_call_that_is_required_is_right(model):
         check(calls)
         names |= {call.name for call in calls}
     assert names == set(SCHEMAS) or model.form.between is None
+
+
+def test_what_the_format_writes_is_possible(model):
+    calls = [ToolCall("weather", '{"city": "größer", "unit": "°C", "days": 5}'), ToolCall("now", "{}")]
+    calls = calls[: 1 + (model.form.between is not None)]
+    for choice in ("auto", "required"):
+        said, found, reason = model.answer(ToolUse(TOOLS, choice), script=model.form.write(calls) + "<|end|>")
+        assert [(call.name, call.arguments) for call in found] == [(call.name, call.arguments) for call in calls]
+        assert (said, reason) == ("", "eos")
 
 
 def test_a_function_that_is_named_is_called(model):
