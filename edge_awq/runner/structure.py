@@ -77,14 +77,17 @@ class Structures:
             raise EdgeAwqError(f"answers of a form are not possible with this model's tokenizer: {error}",
                                hint="leave the schema or regular expression out") from error
 
-    def of_schema(self, schema: Mapping[str, Any]) -> Structure:
-        """JSON of a schema, https://json-schema.org.
+    def of_schema(self, schema: Mapping[str, Any], setting: str = "json_schema") -> Structure:
+        """JSON of a schema, https://json-schema.org, for which ``setting`` asked.
 
         Raises:
             EdgeAwqError: the schema is wrong, or has what llguidance does not know.
         """
-        grammar = self._guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=SPACES)
-        return self._of(grammar, "json_schema")
+        try:
+            grammar = self._guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=SPACES)
+        except (ValueError, RecursionError) as error:
+            raise EdgeAwqError(f"{setting} is not possible: {error}", hint="nest it less deeply") from error
+        return self._of(grammar, setting)
 
     def of_regex(self, regex: str) -> Structure:
         """A text that ``regex``, in the syntax of Rust's regex crate, matches from its beginning to its end.
@@ -104,8 +107,11 @@ class Structures:
 
     def knows(self, schema: Mapping[str, Any]) -> bool:
         """Whether ``of_schema`` takes it."""
-        grammar = self._guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=SPACES)
-        return not self._guidance.LLMatcher(self._tokenizer, grammar, log_level=0).is_error()
+        try:
+            self.of_schema(schema)
+        except EdgeAwqError:
+            return False
+        return True
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens, none of them special, that spell a text."""

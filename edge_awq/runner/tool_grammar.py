@@ -174,8 +174,11 @@ def begin_answer(form: ToolFormat, use: ToolUse, tokenizer: Tokenizer, prompt_id
     spelled = frozenset(token_id for text, token_id in ids.items() if text in form.markers)
     splitter = CallSplitter(form, use.names, is_thinking)
     if use.is_forced:
+        made = structures()
+        for name, schema in use.schemas.items():
+            made.of_schema(schema, f"tools: the schema of {name!r}")  # so that an error names it
         grammar = call_grammar(form, use.schemas, use.parallel, ids, is_thinking)
-        return CallAnswer(spelled, structures().of_grammar(grammar, "tools"), splitter)
+        return CallAnswer(spelled, made.of_grammar(grammar, "tools"), splitter)
     try:
         made = structures()
     except EdgeAwqError:  # free, then
@@ -183,7 +186,10 @@ def begin_answer(form: ToolFormat, use: ToolUse, tokenizer: Tokenizer, prompt_id
 
     def begin(text: str) -> Structure | None:
         schemas = {name: schema if made.knows(schema) else ANY_OBJECT for name, schema in use.schemas.items()}
-        structure = made.of_grammar(call_grammar(form, schemas, use.parallel, ids), "tools")
+        try:
+            structure = made.of_grammar(call_grammar(form, schemas, use.parallel, ids), "tools")
+        except EdgeAwqError:  # too much together
+            return None
         begun = [[ids[piece]] if piece in ids else made.tokenize(piece) for piece in form.split(text)]
         return structure if structure.follow([token_id for piece in begun for token_id in piece]) else None
 

@@ -174,7 +174,7 @@ def test_thoughts_come_first():
 
 def test_a_schema_that_is_not_possible():
     model = Model(FORMS["hermes"], "special")
-    with pytest.raises(EdgeAwqError, match=r"tools is not possible: .*Unimplemented keys"):
+    with pytest.raises(EdgeAwqError, match=r"tools: the schema of 'odd' is not possible: .*Unimplemented keys"):
         model.answer(ToolUse([tool("odd", ODD)], "required"))
     said, calls, _ = model.answer(ToolUse([tool("odd", ODD), tool("now")], parallel=False), 4, "<tool_call>")
     assert said == "" and calls[0].name in ("odd", "now") and isinstance(json.loads(calls[0].arguments), dict)

@@ -32,6 +32,14 @@ CALLS = ('<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich"}}\n</
          '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>')
 
 
+def deep(levels):
+    """A schema that llguidance does not read; each request must leave the server alive."""
+    schema = {}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return {"type": "object", "properties": {"x": schema}}
+
+
 class Stop:
     """Ends a thread that works."""
 
@@ -46,7 +54,7 @@ class Stop:
 class Engine(ScriptedEngine):
     """It may also choose by itself."""
 
-    context = 900
+    context = 3000
 
     def step_greedy(self, token_id):
         return int(self.step(token_id).argmax())
@@ -207,7 +215,11 @@ def test_thoughts_stay_before_the_call(server):
      ["arguments = '{' of a call of 'now'"]),
     ({"response_format": {"type": "json_object"}}, None, ["leave tools out"]),
     ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"not": {}}}}}}],
-      "tool_choice": "required"}, None, ["Unimplemented keys"]),
+      "tool_choice": "required"}, None, ["the schema of 'f'", "Unimplemented keys"]),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": deep(200)}}], "tool_choice": "required"},
+     None, ["the schema of 'f'", "nest it less deeply"]),
+    ({"tools": openai.omit, "response_format": {"type": "json_schema", "json_schema": {
+        "name": "f", "schema": deep(200)}}}, None, ["json_schema is not possible", "nest it less deeply"]),
 ])
 def test_requests_that_are_not_possible(server, fields, param, words):
     with pytest.raises(openai.BadRequestError) as caught:
