@@ -63,8 +63,9 @@ class Engine(ScriptedEngine):
 class Server:
     """HTTP, queue and session in this process, before an engine that follows a script and then says anything."""
 
-    def __init__(self, template, special=("<tool_call>", "</tool_call>")):
+    def __init__(self, template, special=("<tool_call>", "</tool_call>"), added=()):
         self.tokenizer = train_byte_level(("<|begin|>", "<|end|>", *special))
+        self.tokenizer.add_tokens(list(added))
         sizes = self.tokenizer.get_vocab_size()
         self.engine = Engine(sizes, 1, [])
         vocabulary = Vocabulary(self.tokenizer, None, (self.tokenizer.token_to_id("<|end|>"),),
@@ -171,10 +172,17 @@ def test_answers_without_calls(server):
     for fields in ({}, {"tool_choice": "none"}, {"tools": openai.omit}, {"tools": []}):
         found = server.ask("It is 8 °C.<|end|>", **fields)
         assert (found.message.content, found.finish_reason, found.message.tool_calls) == ("It is 8 °C.", "stop", None)
-    found = server.ask(CALLS, max_tokens=20, tool_choice="none")
-    assert found.finish_reason == "length" and found.message.tool_calls is None
+    found = server.ask(f"{CALLS}<|end|>", tool_choice="none")
+    assert found.finish_reason == "stop" and found.message.tool_calls is None and '"name"' in found.message.content
     found = server.ask("I look. <tool_call>", max_tokens=12)
     assert found.finish_reason == "length" and found.message.content.startswith("I look.")
+
+
+def test_an_answer_that_is_cut_off_between_calls(server):
+    one = CALLS[: CALLS.index("</tool_call>")]
+    tokens = len(server.tokenizer.encode(one, add_special_tokens=False).ids) + 4
+    found = server.ask(f"{CALLS}<|end|>", max_tokens=tokens)
+    assert found.finish_reason == "length" and called(found.message) == [("weather", {"city": "Zürich"})]
 
 
 def test_results_go_back_to_the_model(server):
@@ -239,7 +247,9 @@ def test_models_that_cannot_call():
 
 def test_calls_without_markers_and_without_llguidance(monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    with Server(LLAMA3, ()) as server:
+    one = '{"name": "now", "parameters": {}}'  # in one token
+    with Server(LLAMA3, (), [one]) as server:
+        assert called(server.ask(f"{one}<|end|>").message) == [("now", {})]
         found = server.ask('{"name": "weather", "parameters": {"city": "Ur"}}<|end|>')
         assert called(found.message) == [("weather", {"city": "Ur"})] and found.message.content is None
         assert server.ask('{"name": "rain"}<|end|>').message.content == '{"name": "rain"}'
