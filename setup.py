@@ -37,6 +37,7 @@ setup(
     package_data={
         "edge_awq": ["lib/*.so", "shapes.toml"],
         "edge_awq.model": ["families/*.toml"],
+        "edge_awq.runner": ["toolformats/*.toml"],
         "edge_awq.quantize": ["text/*.txt"],
         "edge_awq.evaluate": ["text/*.txt"],
         "edge_awq.profiles": ["*.toml"],

@@ -54,3 +54,42 @@ class FakeEngine:
         self._logits[:] = 1  # the same array each time, as an engine may do
         self._logits[next(self._script)] = 10
         return self._logits
+
+
+class RandomEngine:
+    """Any token may come, and whole texts are likeliest that are of no form."""
+
+    context = 400
+
+    def __init__(self, vocab_size, seed):
+        self.vocab_size, self.length, self._random = vocab_size, 0, np.random.default_rng(seed)
+
+    def prefill(self, ids):
+        return self.logits(ids)[-1]
+
+    def step(self, token_id):
+        return self.logits([token_id])[0]
+
+    def logits(self, ids):
+        self.length += len(ids)
+        return self._random.normal(size=(len(ids), self.vocab_size)).astype(np.float32)
+
+    def step_greedy(self, token_id):
+        raise AssertionError("the device knows no form")
+
+    def truncate(self, length):
+        self.length = length
+
+
+class ScriptedEngine(RandomEngine):
+    """Says a text, and then anything."""
+
+    def __init__(self, vocab_size, seed, script):
+        super().__init__(vocab_size, seed)
+        self.script = list(script)
+
+    def logits(self, ids):
+        logits = super().logits(ids)
+        if self.script:
+            logits[-1][self.script.pop(0)] = 100
+        return logits

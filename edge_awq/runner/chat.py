@@ -49,7 +49,7 @@ class ChatTemplate:
         Raises:
             EdgeAwqError: the messages are malformed, or the template fails on them or refuses them.
         """
-        source = self.sources.get(self._choose(tools))
+        source = self.source(tools)
         values = {**self.special_tokens, **(variables or {})}
         try:
             return _ENVIRONMENT.from_string(source).render(
@@ -63,12 +63,17 @@ class ChatTemplate:
             raise EdgeAwqError(f"the model's chat template fails on these messages: {reason}",
                                hint=f"mind the roles and their order, or {_PLAIN_PROMPT}") from error
 
-    def _choose(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
+    def source(self, tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The template that renders conversations with these tools.
+
+        Raises:
+            EdgeAwqError: there are several, and none is the default.
+        """
         wanted = WITH_TOOLS if tools is not None and WITH_TOOLS in self.sources else DEFAULT
         if wanted not in self.sources:
             raise EdgeAwqError("the model has several chat templates and none is called 'default': "
                                + ", ".join(sorted(self.sources)), hint=_PLAIN_PROMPT)
-        return wanted
+        return self.sources[wanted]
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:

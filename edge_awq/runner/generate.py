@@ -16,6 +16,8 @@ from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.sampling import Sampler, SamplingSettings, check_setting
 from edge_awq.runner.structure import Structure
 from edge_awq.runner.text import TextStream
+from edge_awq.runner.tool_format import ToolCall
+from edge_awq.runner.tool_use import ToolUse
 
 Clock = Callable[[], float]  # seconds from any fixed moment on
 
@@ -32,6 +34,7 @@ class GenerationSettings:
         bos_id: token to begin with when the prompt is empty, None when the model has none.
         json_schema: the answer is JSON of it; True in place of a schema: any object.
         regex: the answer is what it matches, see edge_awq.runner.structure.
+        tools: functions that it may call.
     """
 
     max_tokens: int | None = 128
@@ -41,6 +44,7 @@ class GenerationSettings:
     bos_id: int | None = None
     json_schema: Mapping[str, Any] | bool | None = None
     regex: str | None = None
+    tools: ToolUse | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
@@ -67,9 +71,13 @@ class GenerationSettings:
             raise EdgeAwqError(f"regex = {self.regex!r:.80} is not possible", hint="use a text")
         if self.json_schema is not None and self.regex is not None:
             raise EdgeAwqError("json_schema and regex exclude each other", hint="leave one of them out")
-        if self.has_form and self.ignore_eos:
-            raise EdgeAwqError("an answer of a form ends where it is complete, which ignore_eos excludes",
-                               hint="leave ignore_eos out")
+        if not isinstance(self.tools, (ToolUse, type(None))):
+            raise EdgeAwqError(f"tools = {self.tools!r:.80} is not possible", hint="use a ToolUse of them")
+        if self.has_form and self.tools is not None:
+            raise EdgeAwqError("an answer of a form cannot call functions", hint="leave tools out, or the form")
+        if (self.has_form or self.tools is not None) and self.ignore_eos:
+            raise EdgeAwqError("an answer of a form, or with calls, ends where it is complete, which ignore_eos "
+                               "excludes", hint="leave ignore_eos out")
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ class Token:
         t_s: seconds from the start of prefill until it and its text were there.
         finish_reason: None but for the last token: "eos" the model ended or the answer's form is complete, "stop" a
             stop string came, "length" max_tokens were there or the context was full.
+        calls: of functions, that it completes; their text is in no token.
     """
 
     index: int
@@ -94,6 +103,7 @@ class Token:
     logits_s: float
     t_s: float
     finish_reason: str | None
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,10 +113,12 @@ class Start:
     Attributes:
         reused: tokens of the prompt, fewer than all, that are the last ones in the cache already.
         structure: what the answer must be; nothing of it is there yet. None: any text.
+        spelled: special tokens that are part of its text.
     """
 
     reused: int = 0
     structure: Structure | None = None
+    spelled: frozenset[int] = frozenset()
 
 
 def generate(
@@ -131,7 +143,8 @@ def generate(
     ids = _checked(engine, prompt_ids, settings.bos_id, start.reused)
     sampler = Sampler(settings.sampling, engine.vocab_size, start.structure)
     sampler.see(ids)
-    return _stream(engine, TextStream(tokenizer, settings.stop), ids[start.reused :], sampler, settings, clock)
+    text = TextStream(tokenizer, settings.stop, start.spelled)
+    return _stream(engine, text, ids[start.reused :], sampler, settings, clock)
 
 
 def _checked(engine: Engine, prompt_ids: Sequence[int], bos_id: int | None, reused: int) -> list[int]:

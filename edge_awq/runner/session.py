@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -33,6 +34,9 @@ from edge_awq.runner.prefix import PrefixEngine
 from edge_awq.runner.runlog import RunLog
 from edge_awq.runner.sampling import SamplingSettings, check_setting
 from edge_awq.runner.structure import ANY_OBJECT, Structure, Structures
+from edge_awq.runner.tool_grammar import begin_answer
+from edge_awq.runner.tool_prompt import ToolPrompt
+from edge_awq.runner.tool_stream import split_calls
 from edge_awq.runner.vocabulary import Vocabulary, read_vocabulary
 from edge_awq.target import find_target
 from edge_awq.weights import read_layout
@@ -139,9 +143,9 @@ class Session:
         """Token ids of a conversation, up to where the answer begins; ``options`` as in ChatTemplate.render.
 
         Raises:
-            EdgeAwqError: the model has no chat template, or it fails on these messages.
+            EdgeAwqError: the model has no chat template, it fails on these messages, or it does not use tools.
         """
-        return self.vocabulary.encode_chat(messages, **options)
+        return self._tools.encode(messages, **options)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens have none."""
@@ -200,11 +204,14 @@ class Session:
             EdgeAwqError: at once, for a prompt that is empty or too long, or a setting that is not possible.
         """
         settings = settings or self.settings(**changes)
-        structure = self._structure(settings)
+        tokenizer = self.vocabulary.tokenizer
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        calls = settings.tools and begin_answer(self._tools.form, settings.tools, tokenizer, ids, self._form_maker)
+        start = Start(0, calls.structure, calls.spelled) if calls else Start(0, self._structure(settings))
         self.reused_tokens, self._prompt_tokens = self.engine.keep(ids), max(len(ids), 1)  # none: the begin token
-        return generate(self.engine, self.vocabulary.tokenizer, ids, settings,
-                        start=Start(self.reused_tokens, structure))
+        tokens = generate(self.engine, tokenizer, ids, settings,
+                          start=dataclasses.replace(start, reused=self.reused_tokens))
+        return split_calls(tokens, calls.splitter) if calls else tokens
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], settings: GenerationSettings | None = None, **changes: Any
@@ -212,9 +219,11 @@ class Session:
         """Answer a conversation; see ``generate``. The turns that it answered already are not run again.
 
         Args:
-            messages: each with "role" and "content", oldest first.
+            messages: each with "role" and "content", oldest first; with the setting ``tools`` also "tool_calls", and
+                "tool_call_id" of results, as OpenAI's API has them.
         """
-        return self.generate(self.encode_chat(messages), settings, **changes)
+        settings = settings or self.settings(**changes)
+        return self.generate(self.encode_chat(messages, tools=settings.tools and settings.tools.tools), settings)
 
     def summarize(self, tokens: Sequence[Token], energy: RequestEnergy | None = None) -> RunSummary:
         """The numbers of the answer that ``generate`` or ``chat`` gave last; ``tokens`` are all of its records."""
@@ -272,14 +281,21 @@ class Session:
                        **dict.fromkeys(("file", "runtime_version", "passes", "kv_bits")), **self.loaded.engine},
         }
 
+    @functools.cached_property
+    def _tools(self) -> ToolPrompt:
+        return ToolPrompt(self.vocabulary, self.loaded.manifest.name)
+
+    def _form_maker(self) -> Structures:
+        if self._structures is None:
+            self._structures = Structures(self.vocabulary, self.engine.vocab_size)
+        return self._structures
+
     def _structure(self, settings: GenerationSettings) -> Structure | None:
         if not settings.has_form:
             return None
-        if self._structures is None:
-            self._structures = Structures(self.vocabulary, self.engine.vocab_size)
         if settings.regex is not None:
-            return self._structures.of_regex(settings.regex)
-        return self._structures.of_schema(ANY_OBJECT if settings.json_schema is True else settings.json_schema)
+            return self._form_maker().of_regex(settings.regex)
+        return self._form_maker().of_schema(ANY_OBJECT if settings.json_schema is True else settings.json_schema)
 
     def _describe(self, settings: GenerationSettings) -> dict[str, Any]:
         return {

@@ -7,7 +7,7 @@ ruled out. JSON has one space after commas and colons and no others, so that no 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge_awq.runner.vocabulary import Vocabulary
 
 ANY_OBJECT = {"type": "object"}
-_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _BITS = 32  # of a word of llguidance's masks
 
 
@@ -42,6 +42,10 @@ class Structure:
         self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         possible = np.unpackbits(self._mask.view(np.uint8), bitorder="little")[: self._vocab_size]
         return np.where(possible, logits, np.float32(-np.inf))
+
+    def follow(self, ids: Sequence[int]) -> bool:
+        """Several tokens at once; False: the answer cannot go on like this, and this object is of no more use."""
+        return self._matcher.try_consume_tokens(list(ids)) == len(ids)
 
     def accept(self, token_id: int) -> None:
         """The next token.
@@ -73,14 +77,17 @@ class Structures:
             raise EdgeAwqError(f"answers of a form are not possible with this model's tokenizer: {error}",
                                hint="leave the schema or regular expression out") from error
 
-    def of_schema(self, schema: Mapping[str, Any]) -> Structure:
-        """JSON of a schema, https://json-schema.org.
+    def of_schema(self, schema: Mapping[str, Any], setting: str = "json_schema") -> Structure:
+        """JSON of a schema, https://json-schema.org, for which ``setting`` asked.
 
         Raises:
             EdgeAwqError: the schema is wrong, or has what llguidance does not know.
         """
-        grammar = self._guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_SPACES)
-        return self._of(grammar, "json_schema")
+        try:
+            grammar = self._guidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=SPACES)
+        except (ValueError, RecursionError) as error:
+            raise EdgeAwqError(f"{setting} is not possible: {error}", hint="nest it less deeply") from error
+        return self._of(grammar, setting)
 
     def of_regex(self, regex: str) -> Structure:
         """A text that ``regex``, in the syntax of Rust's regex crate, matches from its beginning to its end.
@@ -89,6 +96,26 @@ class Structures:
             EdgeAwqError: it is no regular expression.
         """
         return self._of(self._guidance.LLMatcher.grammar_from_regex(regex), "regex")
+
+    def of_grammar(self, lark: str, setting: str) -> Structure:
+        """What a grammar in llguidance's variant of Lark describes; ``setting`` asked for it.
+
+        Raises:
+            EdgeAwqError: a schema in it has what llguidance does not know.
+        """
+        return self._of(self._guidance.LLMatcher.grammar_from_lark(lark), setting)
+
+    def knows(self, schema: Mapping[str, Any]) -> bool:
+        """Whether ``of_schema`` takes it."""
+        try:
+            self.of_schema(schema)
+        except EdgeAwqError:
+            return False
+        return True
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens, none of them special, that spell a text."""
+        return self._tokenizer.tokenize_str(text)
 
     def _of(self, grammar: str, setting: str) -> Structure:
         matcher = self._guidance.LLMatcher(self._tokenizer, grammar, log_level=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 
@@ -20,8 +20,8 @@ class TextStream:
         stopped: a stop string has come; there is no text after it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._pieces = Detokenizer(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), spelled: Collection[int] = ()) -> None:
+        self._pieces = Detokenizer(tokenizer, spelled)
         self._stop = StopFilter(stop)
 
     @property
@@ -45,8 +45,10 @@ class Detokenizer:
     Held back: bytes that do not yet make a character, and runs of byte tokens, which decoders judge as a whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, spelled: Collection[int] = ()) -> None:
+        """``spelled``: special tokens that have their text."""
         self._tokenizer = tokenizer
+        self._spelled = spelled
         self._special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._window: list[int] = []  # the tokens of the last piece, as context, and those held back
         self._known = ""  # what the context alone decodes to
@@ -55,6 +57,10 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Text that cannot change any more, "" while it may; special tokens have none."""
         token = self._tokenizer.id_to_token(token_id)
+        if token_id in self._spelled:
+            piece = self.held()
+            self._settle()
+            return piece + token
         if token is None or token_id in self._special:
             return ""
         self._window.append(token_id)
@@ -63,9 +69,7 @@ class Detokenizer:
         piece = self.held()
         if not piece or piece.endswith(_BROKEN):
             return ""
-        self._window = self._window[self._context :]
-        self._context = len(self._window)
-        self._known = self._tokenizer.decode(self._window)
+        self._settle()
         return piece
 
     def held(self) -> str:
@@ -73,6 +77,12 @@ class Detokenizer:
         if len(self._window) == self._context:
             return ""
         return self._tokenizer.decode(self._window)[len(self._known) :]
+
+    def _settle(self) -> None:
+        if len(self._window) > self._context:
+            self._window = self._window[self._context :]
+            self._context = len(self._window)
+            self._known = self._tokenizer.decode(self._window)
 
 
 class StopFilter:

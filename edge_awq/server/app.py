@@ -92,11 +92,12 @@ async def _complete(served: Served, kind: Kind, request: Request) -> Response:
     if wanted.stream:
         return StreamingResponse(_stream(job, first, events, reply), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-store"})
-    last = first
+    last, calls = first, [] if isinstance(first, Done) else [*first.calls]
     async for happened in events:
         if isinstance(happened, Done):
-            return JSONResponse(reply.whole(happened.summary, last))
+            return JSONResponse(reply.whole(happened.summary, last, calls))
         last = happened
+        calls += happened.calls
     return await _left()
 
 
@@ -108,8 +109,8 @@ async def _stream(
             yield event(reply.begin())
         happened = first
         while not isinstance(happened, Done):
-            if happened.text or happened.finish_reason:
-                yield event(reply.piece(happened))
+            for piece in reply.pieces(happened):
+                yield event(piece)
             happened = await anext(events)
         if job.request.include_usage and happened.summary is not None:
             yield event(reply.usage(happened.summary))

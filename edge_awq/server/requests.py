@@ -12,17 +12,19 @@ from typing import Any, Literal
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.runner.session import Session
+from edge_awq.runner.tool_use import ToolUse
 
 Kind = Literal["chat", "text"]
 _TEXT_TOKENS = 16  # of a completion without max_tokens, as the API has it; a chat's answer may fill the context
 _SETTINGS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "ignore_eos")
 _OWN = {"chat": ("messages", "max_tokens", "max_completion_tokens"), "text": ("prompt", "max_tokens")}
+_TOOLS = {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True}
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-            "prompt_cache_retention", "parallel_tool_calls")  # they change nothing about one answer of one model
+            "prompt_cache_retention")  # they change nothing about one answer of one model
 _NEUTRAL: dict[str, tuple[Any, ...]] = {  # not supported, but for these values
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logprobs": (False,), "top_logprobs": (0,),
     "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],),
-    "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+    "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False), "function_call": ("none", "auto"),
     "modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": (), "reasoning_effort": (),
     "verbosity": (),
 }
@@ -70,7 +72,8 @@ class AnswerRequest:
             EdgeAwqError: the chat template refuses it, or it is not valid Unicode.
         """
         if self.kind == "chat":
-            return session.encode_chat(self.prompt)
+            use = self.changes.get("tools")
+            return session.encode_chat(self.prompt, tools=use and use.tools)
         return session.encode(self.prompt) if isinstance(self.prompt, str) else self.prompt
 
 
@@ -96,6 +99,8 @@ def parse(kind: Kind, body: Any, served: str) -> AnswerRequest:
     own = {name: given.pop(name) for name in _OWN[kind] if name in given}
     if "response_format" in given:
         changes |= _form(given.pop("response_format"))
+    if kind == "chat" and given.get("tools"):
+        changes |= _tools(*(given.pop(name, usual) for name, usual in _TOOLS.items()))
     _check_rest(given)
     limits = [own[name] for name in ("max_completion_tokens", "max_tokens") if name in own]
     changes["max_tokens"] = limits[0] if limits else _TEXT_TOKENS if kind == "text" else None
@@ -127,6 +132,18 @@ def _form(response_format: Any) -> dict[str, Any]:
                        'json_schema with {"name": ..., "schema": ...}', param="response_format")
 
 
+def _tools(tools: Any, choice: Any, parallel: Any) -> dict[str, Any]:
+    """The functions that may be called, as a setting."""
+    try:
+        if not isinstance(tools, list):
+            raise EdgeAwqError(f"tools = {tools!r:.80} is not possible", hint="use a list of functions")
+        use = ToolUse(tuple(tools), "auto" if choice == "none" else choice, parallel)
+    except EdgeAwqError as error:
+        param = next((name for name in _TOOLS if error.message.startswith(f"{name} =")), "tools")
+        raise RequestError(f"{error.message} ({error.hint})", param=param) from error
+    return {} if choice == "none" else {"tools": use}
+
+
 def _check_rest(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in _IGNORED or (name in _NEUTRAL and value in _NEUTRAL[name]):
@@ -139,8 +156,26 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
     """The messages as chat templates know them: contents are texts, and developers' instructions are the system's."""
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages) or not messages:
         raise RequestError('messages must be a list such as [{"role": "user", "content": "Hello"}]', param="messages")
-    return [{**message, "role": "system" if message.get("role") == "developer" else message.get("role"),
-             "content": _content(message.get("content"))} for message in messages]
+    plain = [{**message, "role": "system" if message.get("role") == "developer" else message.get("role"),
+              "content": _content(message.get("content"))} for message in messages]
+    _check_calls(plain)
+    return plain
+
+
+def _check_calls(messages: list[dict[str, Any]]) -> None:
+    """Results belong to calls that were made before."""
+    called: set[Any] = set()
+    for index, message in enumerate(messages):
+        calls, where = message.get("tool_calls") or [], f"messages[{index}]"
+        if not isinstance(calls, list) or not all(isinstance(call, dict) and isinstance(call.get("id"), str)
+                                                  and call.get("type", "function") == "function" for call in calls):
+            raise RequestError(f"{where}.tool_calls = {calls!r:.80} is not possible; give back those of the answer, "
+                               'each {"id": ..., "type": "function", "function": {...}}', param="messages")
+        called |= {call["id"] for call in calls}
+        if message["role"] == "tool" and message.get("tool_call_id") not in called:
+            raise RequestError(f"{where}.tool_call_id = {message.get('tool_call_id')!r:.80} is not the id of a call in "
+                               f"the messages before it; those are: {', '.join(sorted(called)) or 'none':.200}",
+                               param="messages")
 
 
 def _content(content: Any) -> str | None:

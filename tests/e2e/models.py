@@ -21,13 +21,14 @@ from tokenizers_made_here import train_byte_level
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 
 
-def make_model(folder: Path, architecture: str = "llama3", **changes: Any) -> transformers.PreTrainedModel:
+def make_model(folder: Path, architecture: str = "llama3", template: str = TEMPLATE,
+               **changes: Any) -> transformers.PreTrainedModel:
     """A checkpoint with float16 values, byte-level tokenizer, chat template and generation config."""
     tokenizer = train_byte_level()
     model = make_tiny(folder, architecture, **{"vocab_size": tokenizer.get_vocab_size(), **changes})
     model.half().save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"chat_template": TEMPLATE, "eos_token": "<|end|>", "bos_token": "<|begin|>"}
+    config = {"chat_template": template, "eos_token": "<|end|>", "bos_token": "<|begin|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     end = tokenizer.token_to_id("<|end|>")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))

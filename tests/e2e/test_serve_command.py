@@ -9,14 +9,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import jsonschema
 import openai
 import pytest
 from models import assert_refused, command, make_model, spawn
 
 from edge_awq import load
+from edge_awq.runner.tool_use import ToolUse
+from tool_templates import HERMES
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The quick brown fox"}]
 KEY = "a key"
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {
+    "type": "object", "properties": {"city": {"enum": ["Ur", "Rom"]}, "days": {"type": "boolean"}},
+    "required": ["city", "days"]}}}]
 LONG = {"temperature": 5, "extra_body": {"ignore_eos": True}}  # an answer that fills the context
 
 
@@ -59,7 +65,7 @@ class Server:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
-    make_model(folder / "model", max_position_embeddings=2048)
+    make_model(folder / "model", template=HERMES, max_position_embeddings=2048)
     assert command("build", folder / "model", "-o", folder / "b", "--precision", "fp16").code == 0
     return folder / "b"
 
@@ -119,6 +125,24 @@ def test_answers_of_a_form(server):
         server.client().chat.completions.create(model="tiny", messages=MESSAGES, response_format=form)
 
 
+def test_a_model_that_never_learned_it_calls_functions(server, bundle):
+    ask = server.client().chat.completions.create
+    for temperature in (0, 3):
+        found = ask(model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice="required", temperature=temperature)
+        assert found.choices[0].finish_reason == "tool_calls" and found.choices[0].message.content is None
+        for call in found.choices[0].message.tool_calls:
+            jsonschema.validate(json.loads(call.function.arguments), TOOLS[0]["function"]["parameters"])
+    (called,) = ask(model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice="required", temperature=0,
+                    parallel_tool_calls=False).choices[0].message.tool_calls
+    with load(bundle) as session:
+        tokens = list(session.chat(MESSAGES, tools=ToolUse(TOOLS, "required", parallel=False), temperature=0.0))
+        assert [(call.name, call.arguments) for token in tokens for call in token.calls] == [
+            (called.function.name, called.function.arguments)]
+        meant = expected(bundle, MESSAGES, tools=ToolUse(TOOLS), max_tokens=9)
+    found = ask(model="tiny", messages=MESSAGES, tools=TOOLS, temperature=0, max_tokens=9)
+    assert found.choices[0].message.content == meant.text and found.usage.prompt_tokens > meant.prompt
+
+
 def test_completions_take_text_and_token_ids(server, bundle):
     with load(bundle) as session:
         ids = session.encode("The fox")
@@ -160,9 +184,8 @@ def test_errors_are_those_of_the_api(server):
         client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=-1)
     with pytest.raises(openai.BadRequestError, match="context has room for"):
         client.chat.completions.create(model="tiny", messages=long, stream=True)
-    with pytest.raises(openai.BadRequestError, match="tools"):
-        client.chat.completions.create(model="tiny", messages=MESSAGES, tools=[{"type": "function",
-                                                                                "function": {"name": "f"}}])
+    with pytest.raises(openai.BadRequestError, match="tool_choice = 'f'"):
+        client.chat.completions.create(model="tiny", messages=MESSAGES, tools=TOOLS, tool_choice="f")
     with pytest.raises(openai.AuthenticationError, match="Bearer"):
         server.client("other").models.list()
 

@@ -16,6 +16,7 @@ from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.sampling import SamplingSettings
 from edge_awq.runner.structure import ANY_OBJECT, Structures
 from edge_awq.runner.vocabulary import Vocabulary
+from fakes import RandomEngine
 from tokenizers_made_here import LLAMA, train_byte_level, train_sentencepiece
 
 PAD = 37  # logits beyond the vocabulary, as many models have them
@@ -26,31 +27,6 @@ SCHEMAS = {
     "nested": {"type": "array", "minItems": 1, "maxItems": 3, "items": {"enum": ["größer", "日本", 5, None, 1.5]}},
     "reference": {"$defs": {"leaf": {"const": "x"}}, "anyOf": [{"$ref": "#/$defs/leaf"}, {"type": "null"}]},
 }
-
-
-class RandomEngine:
-    """Any token may come, and whole texts are likeliest that are of no form."""
-
-    context = 400
-
-    def __init__(self, vocab_size, seed):
-        self.vocab_size, self.length, self._random = vocab_size, 0, np.random.default_rng(seed)
-
-    def prefill(self, ids):
-        return self.logits(ids)[-1]
-
-    def step(self, token_id):
-        return self.logits([token_id])[0]
-
-    def logits(self, ids):
-        self.length += len(ids)
-        return self._random.normal(size=(len(ids), self.vocab_size)).astype(np.float32)
-
-    def step_greedy(self, token_id):
-        raise AssertionError("the device knows no form")
-
-    def truncate(self, length):
-        self.length = length
 
 
 def byte_level(path):

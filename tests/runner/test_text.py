@@ -83,6 +83,21 @@ def test_special_tokens_have_no_text_and_added_ones_have():
     assert "".join(stream(tokenizer, tokenizer.encode("<|begin|>a<|end|>b<tool>c").ids)) == "ab<tool>c"
 
 
+@pytest.mark.parametrize("text", ["größer<|end|>日本<|end|><|begin|>", "<|begin|>a<|end|>b", "日<|begin|>本<|end|>"])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_special_tokens_that_are_spelled_have_their_text(text, missing):
+    tokenizer = train_byte_level()
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    place = ids.index(tokenizer.token_to_id("<|end|>"))
+    ids = ids[: place - missing] + ids[place:]  # a character may have been cut short before it
+    both = [tokenizer.token_to_id(name) for name in ("<|begin|>", "<|end|>")]
+    for spelled in (both, both[1:]):
+        stream = TextStream(tokenizer, spelled=spelled)
+        kept = [token_id for token_id in ids if token_id not in both or token_id in spelled]
+        found = "".join([stream.push(token_id) for token_id in ids]) + stream.finish()
+        assert found == tokenizer.decode(kept, skip_special_tokens=False)
+
+
 def first_stop(text: str, stop: tuple[str, ...]) -> str:
     """What must be left: read letter by letter, cut where the first stop string is complete."""
     for end in range(1, len(text) + 1):
