@@ -164,7 +164,7 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
 
 def _check_calls(messages: list[dict[str, Any]]) -> None:
     """Results belong to calls that were made before."""
-    called: set[Any] = set()
+    called: set[str] = set()
     for index, message in enumerate(messages):
         calls, where = message.get("tool_calls") or [], f"messages[{index}]"
         if not isinstance(calls, list) or not all(isinstance(call, dict) and isinstance(call.get("id"), str)
@@ -172,8 +172,9 @@ def _check_calls(messages: list[dict[str, Any]]) -> None:
             raise RequestError(f"{where}.tool_calls = {calls!r:.80} is not possible; give back those of the answer, "
                                'each {"id": ..., "type": "function", "function": {...}}', param="messages")
         called |= {call["id"] for call in calls}
-        if message["role"] == "tool" and message.get("tool_call_id") not in called:
-            raise RequestError(f"{where}.tool_call_id = {message.get('tool_call_id')!r:.80} is not the id of a call in "
+        answered = message.get("tool_call_id")
+        if message["role"] == "tool" and not (isinstance(answered, str) and answered in called):
+            raise RequestError(f"{where}.tool_call_id = {answered!r:.80} is not the id of a call in "
                                f"the messages before it; those are: {', '.join(sorted(called)) or 'none':.200}",
                                param="messages")
 

@@ -215,6 +215,8 @@ def test_thoughts_stay_before_the_call(server):
     ({"tools": openai.omit, "tool_choice": "required"}, "tool_choice", ["tool_choice = 'required'"]),
     ({"parallel_tool_calls": "yes"}, "parallel_tool_calls", ["parallel_tool_calls = 'yes'"]),
     ({"messages": [*ASKED, {"role": "tool", "content": "x"}]}, "messages", ["messages[1].tool_call_id = None"]),
+    ({"messages": [*ASKED, {"role": "tool", "tool_call_id": ["x"], "content": "x"}]}, "messages",
+     ["messages[1].tool_call_id = ['x']"]),
     ({"messages": [*ASKED, {"role": "tool", "tool_call_id": "call_1", "content": "x"}]}, "messages",
      ["messages[1].tool_call_id = 'call_1'", "none"]),
     ({"messages": [*ASKED, {"role": "assistant", "tool_calls": [5]}]}, "messages", ["messages[1].tool_calls = [5]"]),
