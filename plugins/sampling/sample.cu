@@ -1,8 +1,8 @@
 // Draws each row's next token by temperature, top-k, top-p and min-p; edge_awq/runner/sampling.py has their meaning.
 //
-// The bound it chases: what one multiprocessor reads from L2. A block has a row and reads it again and again: once for
-// the largest logit, twice more for each of top-k and top-p, once to draw; 128 k logits in fp32 are half a megabyte.
-// How many tokens top-k keeps does not matter, and nothing is sorted.
+// The bound it chases: what one multiprocessor reads from L2 and computes. A block has a row and reads it again and
+// again: twice for each of top-k and top-p, once to draw; 128 k logits in fp32 are half a megabyte. The largest is what
+// argmax found, with many blocks. How many tokens top-k keeps does not matter, and nothing is sorted.
 //
 // What is kept are the tokens from some place on in this order, so each filter gives a place, and the last one counts:
 //
@@ -248,24 +248,6 @@ struct Sample {
 
   // ---- filters ----
 
-  // The first token by the order of Argmax: the index of the first of the largest.
-  __device__ __forceinline__ Sum best_of_block() const {
-    Sum best = 0;
-    read_row([&](float logit, int index) {
-      const Sum candidate = place_of(key_of(logit), ~index);
-      best = candidate > best ? candidate : best;
-    });
-    for (int mask = kWarpSize / 2; mask; mask /= 2) {
-      const Sum other = shuffle_xor(best, mask);
-      best = other > best ? other : best;
-    }
-    if (lane == 0) shared.warps[warp] = best;
-    __syncthreads();
-    for (int i = 0; i < kWarps; ++i) best = shared.warps[i] > best ? shared.warps[i] : best;
-    __syncthreads();
-    return best;
-  }
-
   // The key of the k-th largest logit; `lowest_key` if there are fewer.
   __device__ __forceinline__ uint32_t top_k_key(float top_k, uint32_t lowest_key) const {
     const Count count{false, lowest_key};
@@ -326,13 +308,12 @@ struct Sample {
   }
 
   __device__ __forceinline__ int64_t choose() {
-    const Sum best = best_of_block();
-    const uint32_t key = static_cast<uint32_t>(best >> 32);
-    if (!is_finite_key(key)) return -1;
+    const int64_t likeliest = a.likeliest[row];
+    const bool is_finite = likeliest >> 32 == 0;
     float temperature = a.settings[kTemperature];
-    if (!(temperature >= kSmallestTemperature)) return ~static_cast<uint32_t>(best);
+    if (!is_finite || !(temperature >= kSmallestTemperature)) return likeliest;
     temperature = fminf(temperature, 1 / kSmallestTemperature);
-    largest = logit_of(key);
+    largest = logits[likeliest];
     log2_per_unit = 1.44269504f / temperature;
     const Sum lowest = lowest_place(temperature);
     if (a.lowest && threadIdx.x == 0) a.lowest[row] = lowest;

@@ -31,7 +31,7 @@ class GreedyEngine(ReferenceEngine):
 def test_tokens_are_those_of_the_logits(architecture, major, tmp_path):
     build_tiny(tmp_path, architecture)
     from_logits = ReferenceEngine(tmp_path, LoweringOptions(major))
-    chosen = PrefixEngine(GreedyEngine(tmp_path, LoweringOptions(major, argmax=True)))
+    chosen = PrefixEngine(GreedyEngine(tmp_path, LoweringOptions(major, choose=True)))
     expected = [token.token_id for token in generate(from_logits, TOKENIZER, PROMPT, GREEDY)]
     assert [token.token_id for token in generate(chosen, TOKENIZER, PROMPT, GREEDY)] == expected
     assert len(expected) == COUNT

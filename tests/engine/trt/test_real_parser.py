@@ -26,8 +26,8 @@ FOLDER_8, HEADERS_8 = "EDGE_AWQ_TENSORRT_8", "EDGE_AWQ_TENSORRT_8_INCLUDE"
 pytestmark = pytest.mark.skipif(not {FOLDER_8, HEADERS_8} <= set(os.environ),
                                 reason=f"no TensorRT 8.6: {FOLDER_8} and {HEADERS_8} are not both set")
 
-PASSES = {"decode": {"argmax": True}, "prefill": {"most_rows": 128, "last_logits": True},
-          "inside": {"argmax": True, "weights_inside": True}}
+PASSES = {"decode": {"choose": True}, "prefill": {"most_rows": 128, "last_logits": True},
+          "inside": {"choose": True, "weights_inside": True}}
 SHAPES = ("llama-2-7b", "llama-2-13b", "mpt-7b", "mpt-30b", "falcon-7b")
 CUDA_TYPES = "#pragma once\ntypedef struct CUstream_st* cudaStream_t;\ntypedef struct CUevent_st* cudaEvent_t;\n"
 CONSTANT = "layer 19 "
