@@ -30,8 +30,8 @@ class SamplingSettings:
         top_p: only the most probable tokens, as few as reach this probability together; 1 is off.
         min_p: only tokens at least this fraction as probable as the most probable one; 0 is off.
         repetition_penalty: above 1, tokens of the prompt and of the answer so far become less probable; 1 is off.
-        seed: the same seed draws the same tokens, as long as the same draws: the host, or the engine by its own random
-            numbers; None draws differently each time.
+        seed: the same seed draws the same tokens, though an engine that draws them itself draws others than the host;
+            None draws differently each time.
     """
 
     temperature: float = 1.0

@@ -4,6 +4,10 @@
 // again: twice for each of top-k and top-p, once to draw; 128 k logits in fp32 are half a megabyte. The largest is what
 // argmax found, with many blocks. How many tokens top-k keeps does not matter, and nothing is sorted.
 //
+// By the instructions of its loops (28 to 50 per logit where weights are added, half of that elsewhere) that is 25 us on
+// an Orin at 1.3 GHz for 152 k logits without filters, 90 us with top-k and top-p: not measured. More blocks would need
+// a launch for each reading, which greedy passes would have to make, too.
+//
 // What is kept are the tokens from some place on in this order, so each filter gives a place, and the last one counts:
 //
 //   63           32 31                0
@@ -58,8 +62,8 @@ struct Sample {
     return whole(power_of_two((logit - largest) * log2_per_unit) * kBestWeight);
   }
 
-  // A number from 0 to below 2^64, cut, word by word, each exact: sm_86 to sm_89 convert 64 numbers a clock to 32 bits,
-  // but 2 to 64.
+  // A number from 0 to below 2^64, cut, word by word, each exact: by NVIDIA's table a multiprocessor of sm_86 to sm_89
+  // converts 64 numbers a clock to 32 bits, but 2 to 64.
   __device__ __forceinline__ static Sum whole(float value) {
     const uint32_t high = static_cast<uint32_t>(value * 0x1p-32f);
     const uint32_t low = static_cast<uint32_t>(value - static_cast<float>(high) * 0x1p32f);
