@@ -77,6 +77,8 @@ class RandomEngine:
     def step_greedy(self, token_id):
         raise AssertionError("the device knows no form")
 
+    begin_sampling = step_sampled = step_greedy
+
     def truncate(self, length):
         self.length = length
 

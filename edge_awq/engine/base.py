@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from edge_awq.errors import EdgeAwqError
 
+if TYPE_CHECKING:
+    from edge_awq.runner.sampling import SamplingSettings
+
 
 class Engine(Protocol):
     """One loaded model with one KV cache, batch 1.
 
-    What only some can do (AllLogitsEngine, GreedyEngine) is looked for by name; so is ``provenance``, what a run log
-    should say of the engine beside the bundle's manifest: its file, runtime_version, and by name its passes.
+    What only some can do (AllLogitsEngine, GreedyEngine, SamplingEngine) is looked for by name; so is ``provenance``,
+    what a run log should say of the engine beside the bundle's manifest: its file, runtime_version, and by name its
+    passes.
 
     Attributes:
         context: tokens that fit into the KV cache.
@@ -54,6 +58,31 @@ class GreedyEngine(Engine, Protocol):
 
         Raises:
             EdgeAwqError: also where the logits of the last call of this kind were not finite.
+        """
+        ...
+
+
+class SamplingEngine(GreedyEngine, Protocol):
+    """An engine that can also draw tokens where it computes.
+
+    A draw is decided by the logits, the settings, the seed and the length of the cache: the same text and seed give the
+    same tokens, whatever ran before, and the turns of a chat draw anew. They are not those that the runner would draw
+    with that seed.
+    """
+
+    def begin_sampling(self, sampling: SamplingSettings) -> None:
+        """How ``step_sampled`` draws from now on; without a seed, a random one is taken.
+
+        Raises:
+            EdgeAwqError: there is a repetition penalty.
+        """
+        ...
+
+    def step_sampled(self, token_id: int) -> int:
+        """Append one token; returns the next one, drawn as ``begin_sampling`` says.
+
+        Raises:
+            EdgeAwqError: also where nothing was begun, or the logits of the last call were not finite.
         """
         ...
 

@@ -169,8 +169,7 @@ def _stream(
     engine: Engine, text: TextStream, ids: list[int], sampler: Sampler, settings: GenerationSettings, clock: Clock
 ) -> Iterator[Token]:
     ends = frozenset() if settings.ignore_eos else frozenset(settings.eos_ids)
-    is_greedy = settings.sampling.is_plain_greedy and sampler.structure is None
-    step_greedy = getattr(engine, "step_greedy", None) if is_greedy else None
+    step_chosen = _chooser(engine, settings.sampling) if sampler.structure is None else None
     start_s = clock()
     logits = engine.prefill(ids)  # [V]
     logits_s = clock() - start_s
@@ -189,10 +188,22 @@ def _stream(
         yield Token(index, token_id, piece, logits_s, clock() - start_s, reason)
         if reason is not None:
             return
-        if step_greedy is None:
+        if step_chosen is None:
             logits = engine.step(token_id)
             logits_s = clock() - start_s
             token_id = sampler.draw(logits)
         else:
-            token_id = step_greedy(token_id)
+            token_id = step_chosen(token_id)
             logits_s = clock() - start_s
+
+
+def _chooser(engine: Engine, sampling: SamplingSettings) -> Callable[[int], int] | None:
+    """The engine's step that chooses the next token itself; None where it has none for these settings."""
+    if sampling.repetition_penalty != 1:
+        return None
+    if sampling.temperature == 0:
+        return getattr(engine, "step_greedy", None)
+    step_sampled = getattr(engine, "step_sampled", None)
+    if step_sampled is not None:
+        engine.begin_sampling(sampling)
+    return step_sampled

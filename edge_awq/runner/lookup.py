@@ -2,8 +2,9 @@
 
 A pass over a few tokens reads the weights once, as a pass over one does. So where a text repeats itself (code, quotes,
 summaries), a right guess is a token for nothing. Guesses never decide anything: the engine's logits after every token
-are handed out only if that token is the one that was drawn, whatever drew it. So the tokens are those of decoding one
-by one, as far as the engine's logits do not depend on how many tokens run at once.
+are handed out only if that token is the one that was drawn from them on the host. So the tokens are those of decoding
+one by one, as far as the engine's logits do not depend on how many tokens run at once; those that an engine itself
+draws (SamplingEngine) are others for the same seed.
 
 Source: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding; verification as in Leviathan et al. 2023,
 https://arxiv.org/abs/2211.17192, for a draft that is certain.
@@ -55,7 +56,7 @@ class History:
 
 
 class LookupEngine:
-    """An engine that runs guesses along; see edge_awq.engine.base.Engine.
+    """An engine that runs guesses along; see edge_awq.engine.base.Engine. It chooses no tokens: guesses need logits.
 
     Attributes:
         guessed, right: tokens that were run along, and those of them that were drawn then.

@@ -31,6 +31,8 @@ class PrefixEngine:
             self.logits = self._logits
         if hasattr(engine, "step_greedy"):
             self.step_greedy = self._step_greedy
+        if hasattr(engine, "step_sampled"):
+            self.begin_sampling, self.step_sampled = engine.begin_sampling, self._step_sampled
 
     @property
     def length(self) -> int:
@@ -75,6 +77,11 @@ class PrefixEngine:
         """Append one token; returns the likeliest next one."""
         self._note([token_id])
         return self.engine.step_greedy(token_id)
+
+    def _step_sampled(self, token_id: int) -> int:
+        """Append one token; returns the next one, drawn."""
+        self._note([token_id])
+        return self.engine.step_sampled(token_id)
 
     def _note(self, ids: Sequence[int]) -> None:
         """Before they run: a call that is broken off may leave any number of them in the cache."""

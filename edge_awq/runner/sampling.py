@@ -30,7 +30,8 @@ class SamplingSettings:
         top_p: only the most probable tokens, as few as reach this probability together; 1 is off.
         min_p: only tokens at least this fraction as probable as the most probable one; 0 is off.
         repetition_penalty: above 1, tokens of the prompt and of the answer so far become less probable; 1 is off.
-        seed: the same seed draws the same tokens; None draws differently each time.
+        seed: the same seed draws the same tokens, though an engine that draws them itself draws others than the host;
+            None draws differently each time.
     """
 
     temperature: float = 1.0
@@ -49,11 +50,6 @@ class SamplingSettings:
                       "a number from 0.01 to 100; 1 is off")
         if self.seed is not None:
             check_setting("seed", self.seed, Integral, lambda value: value >= 0, "a whole number, 0 or more")
-
-    @property
-    def is_plain_greedy(self) -> bool:
-        """Whether the likeliest token by the logits as they are is always taken."""
-        return self.temperature == 0 and self.repetition_penalty == 1
 
     @classmethod
     def from_generation_config(cls, table: Mapping[str, Any]) -> SamplingSettings:

@@ -21,7 +21,7 @@ constexpr int kArgmaxThreads = 256;  // per block
 // What SampleArguments::settings holds, with the meaning that edge_awq/runner/sampling.py gives it. Here nobody can
 // refuse a value, so every one has a meaning.
 enum SampleSetting {
-  kTemperature,  // divides the logits; below 2^-100, or NaN: the first of the largest logits
+  kTemperature,  // divides the logits; below 2^-100, or NaN: the likeliest token
   kTopK,         // only the k largest logits and their equals; below 1, or NaN: off
   kTopP,         // only the most probable tokens, as few as reach this; 1 and more, or NaN: off
   kMinP,         // only tokens at least this fraction as probable as the best; 0 and less, or NaN: off; at most 1
@@ -32,10 +32,11 @@ enum SampleSetting {
 // with the random number of step + i, so many rows at once are drawn as they are one by one.
 struct SampleArguments {
   const float* logits;         // [rows, size]; -inf rules a token out
+  const int64_t* likeliest;    // [rows], what argmax gives for them
   const float* settings;       // [kSampleSettings]
   const int64_t* seed;         // [1]
   const int64_t* step;         // [1], which the caller counts
-  int64_t* tokens;             // [rows]; -1 if the row's largest logit is NaN or infinite
+  int64_t* tokens;             // [rows]; `likeliest` itself without a temperature, and if the largest is not finite
   unsigned long long* lowest;  // [rows], or null: the last token that could be drawn, (key << 32 | index), see keys.h;
                                // untouched where nothing is drawn
   int rows, size;

@@ -17,7 +17,8 @@ inline Launch plan(const ArgmaxArguments& a) {
 inline Launch plan(const SampleArguments& a) {
   if (a.rows < 1) return refused("rows = %d", a.rows);
   if (a.size < 1 || a.size > kSampleMostSize) return refused("size = %d, not 1 to %d", a.size, kSampleMostSize);
-  if (!a.logits || !a.settings || !a.seed || !a.step || !a.tokens) return refused("a tensor is null");
+  if (!a.logits || !a.likeliest || !a.settings || !a.seed || !a.step || !a.tokens)
+    return refused("a tensor is null");
   return {"sample", static_cast<unsigned>(a.rows), kSampleThreads, ""};
 }
 

@@ -1,8 +1,9 @@
 // GreedyToken as an op: logits fp32 [.., size] -> tokens int64 [..]. It is not called ArgMax, because TensorRT's parser
 // takes a node with a standard op's name for that op, whatever its domain.
 //
-// SampleToken: logits, settings fp32 [4], seed int64 [1], step int64 [1] -> tokens; kernel.h has their meaning. The
-// settings are tensors, so that one engine serves all of them; step may be the cache's past_length.
+// SampleToken: logits, likeliest int64 [..] (GreedyToken's), settings fp32 [4], seed int64 [1], step int64 [1] -> tokens;
+// kernel.h has their meaning. The settings are tensors, so that one engine serves all of them, greedy ones too; step may
+// be the cache's past_length.
 #include <algorithm>
 
 #include "../library/launch.h"
@@ -60,15 +61,20 @@ class SampleOp final : public Op {
   const char* name() const override { return "SampleToken"; }
   std::unique_ptr<Op> clone() const override { return std::make_unique<SampleOp>(*this); }
   std::vector<InputSpec> inputs() const override {
-    return {{"logits", Type::kFloat32}, {"settings", Type::kFloat32}, {"seed", Type::kInt64}, {"step", Type::kInt64}};
+    return {{"logits", Type::kFloat32}, {"likeliest", Type::kInt64}, {"settings", Type::kFloat32},
+            {"seed", Type::kInt64}, {"step", Type::kInt64}};
   }
   std::vector<OutputSpec> outputs() const override { return {{"tokens", Type::kInt64, 0, -1}}; }
   std::string check() const override { return ""; }
 
   std::string check(const Shape* shapes) const override {
     if (shapes[0].rank < 2) return mismatch("logits", shapes[0], "[.., rows, size]");
-    for (int i = 1; i < 4; ++i) {
-      const int size = i == 1 ? kSampleSettings : 1;
+    const int64_t rows = shapes[0].rows();
+    const bool has_all_rows = is_size(shapes[1].elements(), rows) || rows < 1;
+    if (shapes[1].rank != shapes[0].rank - 1 || !has_all_rows)
+      return mismatch("likeliest", shapes[1], "one for each of %lld rows", static_cast<long long>(rows));
+    for (int i = 2; i < 5; ++i) {
+      const int size = i == 2 ? kSampleSettings : 1;
       if (shapes[i].rank != 1 || !is_size(shapes[i].dims[0], size))
         return mismatch(inputs()[i].name, shapes[i], "[%d]", size);
     }
@@ -79,9 +85,10 @@ class SampleOp final : public Op {
   std::string launch(const Call& call) const override {
     SampleArguments a{};
     a.logits = static_cast<const float*>(call.inputs[0]);
-    a.settings = static_cast<const float*>(call.inputs[1]);
-    a.seed = static_cast<const int64_t*>(call.inputs[2]);
-    a.step = static_cast<const int64_t*>(call.inputs[3]);
+    a.likeliest = static_cast<const int64_t*>(call.inputs[1]);
+    a.settings = static_cast<const float*>(call.inputs[2]);
+    a.seed = static_cast<const int64_t*>(call.inputs[3]);
+    a.step = static_cast<const int64_t*>(call.inputs[4]);
     a.tokens = static_cast<int64_t*>(call.outputs[0]);
     a.rows = static_cast<int>(call.shapes[0].rows());
     a.size = static_cast<int>(call.shapes[0].last());

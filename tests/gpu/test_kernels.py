@@ -12,7 +12,9 @@ from attention_harness import Heads, Result, check_caches, quantized, random_ste
 from attention_harness import reference as attention_reference
 from matmul_harness import GEMV_ROWS, Fp16Matrix, IntMatrix, activations, assert_product, pack, random_matrix
 from test_norm import EPSILON, assert_normed
-from test_sample import OFF, SETTINGS, filtered, uniform, weights_of
+from test_sample import SETTINGS, filtered, likeliest_of, settings_of, weights_of
+
+from edge_awq.engine.trt.reference_sample import uniform
 
 pytestmark = pytest.mark.gpu
 
@@ -249,8 +251,8 @@ def test_embedding(device, rng, bits):
 def test_sample(device, rng, settings, size):
     """A token that is not numpy's is one whose limit is near; near a filter's limit one token more or less may stay."""
     logits, seed, step = (3 * rng.standard_normal((3, size))).astype(np.float32), int(rng.integers(2**62)), 2**33 + 5
-    values = np.array([(OFF | settings)[name] for name in OFF], np.float32)
-    inputs = [device.put(each) for each in (logits, values, np.array([seed]), np.array([step]))]
+    given = logits, likeliest_of(logits), settings_of(settings), np.array([seed]), np.array([step])
+    inputs = [device.put(each) for each in given]
     found = []
     for _ in range(2):
         tokens = device.poisoned((3,), np.int64)

@@ -1,4 +1,4 @@
-"""Drawing a token on the CPU against edge_awq/runner/sampling.py and numpy's float64.
+"""Drawing a token on the CPU against edge_awq/runner/sampling.py's filters and numpy's float64.
 
 A kernel's weight exp((x - largest) / T) is off by 2^-22 of it for every unit of its logarithm and 2^-22 more: four
 roundings of the exponent in fp32, of 2^-24 each, and the exponential; and it is cut to a multiple of 2^-43. Filters and
@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from kernel_harness import SCHEDULES, KernelError, call, guarded, library, pointer
 
-from edge_awq.runner.sampling import SamplingSettings, min_p_ids, sample, top_k_ids, top_p_ids
+from edge_awq.engine.trt import reference_sample as reference
+from edge_awq.engine.trt.names import SAMPLE_SETTINGS
+from edge_awq.runner.sampling import SamplingSettings, sample
 
 
 class SampleArguments(ctypes.Structure):
     """As in sampling/kernel.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "settings", "seed", "step", "tokens", "lowest")),
+        *((name, ctypes.c_void_p) for name in ("logits", "likeliest", "settings", "seed", "step", "tokens", "lowest")),
         *((name, ctypes.c_int) for name in ("rows", "size")),
     )
 
@@ -26,12 +28,22 @@ class SampleArguments(ctypes.Structure):
 OFF = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
+def settings_of(settings):
+    """float32 [4]; what is not there is off."""
+    return np.array([(OFF | settings)[name] for name in SAMPLE_SETTINGS], np.float32)
+
+
+def likeliest_of(logits):
+    """What GreedyToken gives, int64 [rows]; test_argmax.py says that it does."""
+    return logits.argmax(1) + ~np.isfinite(logits.max(1)) * reference.FINITE
+
+
 def run(logits, settings, seed=0, step=0, schedule=0):
     """(tokens int64 [rows], lowest uint64 [rows]) of float32 logits [rows, size]."""
     rows, size = logits.shape
-    values = np.array([(OFF | settings)[name] for name in OFF], np.float32)
     tokens, lowest = guarded(np.full(rows, -7)), guarded(np.full(rows, 7, np.uint64))
-    given = [guarded(each) for each in (logits, values, np.array([seed]), np.array([step]))]
+    given = [guarded(each) for each in (logits, likeliest_of(logits), settings_of(settings), np.array([seed]),
+                                        np.array([step]))]
     call("edge_awq_sample", SampleArguments(*map(pointer, (*given, tokens, lowest)), rows, size), schedule)
     return tokens, lowest
 
@@ -46,22 +58,6 @@ def philox(counter, key):
     return list(aligned)
 
 
-def philox_in_python(counter, key):
-    """The same, from the paper's description."""
-    (c0, c1, c2, c3), (k0, k1) = counter, key
-    for _ in range(10):
-        left, right = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = right >> 32 ^ c1 ^ k0, right & 0xFFFFFFFF, left >> 32 ^ c3 ^ k1, left & 0xFFFFFFFF
-        k0, k1 = k0 + 0x9E3779B9 & 0xFFFFFFFF, k1 + 0xBB67AE85 & 0xFFFFFFFF
-    return [c0, c1, c2, c3]
-
-
-def uniform(seed, step):
-    """The fraction in [0, 1) that a step draws with."""
-    words = philox_in_python([step & 0xFFFFFFFF, step >> 32, 0, 0], [seed & 0xFFFFFFFF, seed >> 32])
-    return (words[1] << 32 | words[0]) / 2**64
-
-
 def places(logits):
     """uint64 [size]: (key << 32 | index), as sampling/keys.h makes keys."""
     bits = (logits + np.float32(0)).view(np.uint32)
@@ -70,16 +66,8 @@ def places(logits):
 
 
 def filtered(logits, settings):
-    """Scores [size] float64, -inf where ruled out: the reference's filters, in its order."""
-    given = {name: float(np.float32(value)) for name, value in (OFF | settings).items()}
-    scores = logits.astype(np.float64) / given["temperature"]
-    for name, ids in (("top_k", top_k_ids), ("top_p", top_p_ids), ("min_p", min_p_ids)):
-        if given[name] != OFF[name]:
-            kept = ids(scores, int(given[name]) if name == "top_k" else given[name])
-            rest = np.ones(len(scores), bool)
-            rest[kept] = False
-            scores[rest] = -np.inf
-    return scores
+    """Scores [size] float64, -inf where ruled out."""
+    return reference.filtered(logits, settings_of(settings))
 
 
 def weights_of(scores):
@@ -99,8 +87,8 @@ def assert_drawn(logits, settings, seed=0, step=0, schedule=0):
         is_kept = (places(logits[row]) >= place) & (logits[row] > -np.inf)
         np.testing.assert_array_equal(is_kept, kept > -np.inf)
         probabilities, error = weights_of(kept)
-        cumulative, u = np.cumsum(probabilities), uniform(seed, step + row)
-        expected = np.searchsorted(cumulative, u, side="right")
+        cumulative, u = np.cumsum(probabilities), reference.uniform(seed, step + row)
+        expected = reference.draw(logits[row], logits[row].argmax(), settings_of(settings), seed, step + row)
         if token != expected:
             assert np.abs(cumulative - u).min() <= error, (row, token, expected)
             near += 1
@@ -115,7 +103,7 @@ def assert_drawn(logits, settings, seed=0, step=0, schedule=0):
 ], ids=["zeros", "ones", "pi"])
 def test_philox_gives_the_published_words(counter, key, words):
     """The known answers that come with the authors' Random123 library."""
-    assert philox(counter, key) == philox_in_python(counter, key) == [int(word, 16) for word in words.split()]
+    assert philox(counter, key) == reference.philox(counter, key) == [int(word, 16) for word in words.split()]
 
 
 SETTINGS = {
@@ -188,6 +176,7 @@ def test_zeros_of_both_signs_are_equal():
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, np.nan, 1e-38])
 def test_no_temperature_is_greedy(rng, temperature):
+    """The first of equals."""
     logits = rng.integers(-3, 3, (3, 300)).astype(np.float32)
     tokens, lowest = run(logits, {"temperature": temperature, "top_k": 5})
     np.testing.assert_array_equal(tokens, logits.argmax(1))
@@ -204,16 +193,16 @@ def test_low_temperatures_are_nearly_greedy(rng, temperature):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
-def test_logits_that_are_no_numbers_give_no_token(value, temperature):
-    """Where the reference raises; another row is none the worse."""
+def test_logits_that_are_no_numbers_are_flagged(value, temperature):
+    """As GreedyToken's are; another row is none the worse."""
     logits = np.zeros((2, 200), np.float32)
     logits[0, 77] = value
     logits[1, 5] = 60
-    assert run(logits, {"temperature": temperature, "top_p": 0.5})[0].tolist() == [-1, 5]
+    assert run(logits, {"temperature": temperature, "top_p": 0.5})[0].tolist() == [2**32 + 77, 5]
 
 
-def test_a_row_that_leaves_no_token_gives_none():
-    assert run(np.full((1, 40), -np.inf, np.float32), {"top_k": 3})[0] == [-1]
+def test_a_row_that_leaves_no_token_is_flagged():
+    assert run(np.full((1, 40), -np.inf, np.float32), {"top_k": 3})[0] == [2**32]
 
 
 @pytest.mark.parametrize("settings", [
@@ -253,7 +242,8 @@ def test_rows_may_start_anywhere(rng, offset):
     logits = storage[misaligned : misaligned + 90]
     logits[:] = rng.standard_normal(90)
     tokens = np.full(1, -7)
-    arrays = logits, np.array([1, 7, 1, 0], np.float32), np.array([4]), np.array([2]), tokens, None
+    arrays = (logits, likeliest_of(logits[None]), settings_of({"top_k": 7}), np.array([4]), np.array([2]), tokens,
+              None)
     call("edge_awq_sample", SampleArguments(*map(pointer, arrays), 1, 90))
     assert tokens == run(logits[None].copy(), {"top_k": 7}, 4, 2)[0]
 
@@ -262,12 +252,13 @@ def test_rows_may_start_anywhere(rng, offset):
     (0, 5, "rows = 0"), (1, 0, "size = 0"), (1, 2**20 + 1, "size = 1048577, not 1 to 1048576")])
 def test_refusals_name_the_value(rows, size, reason):
     with pytest.raises(KernelError, match=reason):
-        call("edge_awq_sample", SampleArguments(*[16] * 6, rows, size))
+        call("edge_awq_sample", SampleArguments(*[16] * 7, rows, size))
 
 
-def test_a_missing_tensor_is_refused():
+@pytest.mark.parametrize("missing", range(6))
+def test_a_missing_tensor_is_refused(missing):
     with pytest.raises(KernelError, match="a tensor is null"):
-        call("edge_awq_sample", SampleArguments(16, None, 16, 16, 16, None, 1, 5))
+        call("edge_awq_sample", SampleArguments(*[None if i == missing else 16 for i in range(6)], None, 1, 5))
 
 
 def test_the_bounds_are_small():

@@ -137,29 +137,47 @@ def test_sampling_is_repeatable_and_sees_prompt_and_answer():
     assert tokens[0].token_id != script[0]
 
 
-@pytest.mark.parametrize(("sampling", "steps", "chosen"), [
-    (GREEDY, 0, 4), (SamplingSettings(temperature=0, top_k=3), 0, 4),
-    (SamplingSettings(temperature=0, repetition_penalty=1.1), 4, 0), (SamplingSettings(seed=1), 4, 0),
-], ids=["greedy", "filtered", "penalty", "sampled"])
-def test_an_engine_chooses_where_the_choice_is_plainly_greedy(sampling, steps, chosen):
-    class ChoosingEngine(FakeEngine):
-        steps = chosen = 0
+class GreedyEngine(FakeEngine):
+    """It notes what is called."""
 
-        def step(self, token_id):
-            self.steps += 1
-            return super().step(token_id)
+    def step(self, token_id):
+        self.calls.append("step")
+        return super().step(token_id)
 
-        def step_greedy(self, token_id):
-            self.chosen += 1
-            return int(super().step(token_id).argmax())
+    def step_greedy(self, token_id):
+        self.calls.append("greedy")
+        return int(super().step(token_id).argmax())
 
+
+class SamplingEngine(GreedyEngine):
+    """It draws what is scripted."""
+
+    def begin_sampling(self, sampling):
+        self.calls.append(sampling)
+
+    def step_sampled(self, token_id):
+        self.calls.append("sampled")
+        return int(FakeEngine.step(self, token_id).argmax())
+
+
+SAMPLED = SamplingSettings(temperature=0.7, top_k=9)
+
+
+@pytest.mark.parametrize(("kind", "sampling", "calls"), [
+    (GreedyEngine, GREEDY, ["greedy"] * 4), (SamplingEngine, SamplingSettings(temperature=0, top_k=3), ["greedy"] * 4),
+    (SamplingEngine, SamplingSettings(temperature=0, repetition_penalty=1.1), ["step"] * 4),
+    (GreedyEngine, SAMPLED, ["step"] * 4), (SamplingEngine, SAMPLED, [SAMPLED, *["sampled"] * 4]),
+    (SamplingEngine, SamplingSettings(seed=1, repetition_penalty=1.1), ["step"] * 4),
+], ids=["greedy", "filtered", "penalty", "no draws", "sampled", "sampled with a penalty"])
+def test_an_engine_chooses_where_it_can(kind, sampling, calls):
     clock = FakeClock()
-    engine = ChoosingEngine(ids_of("12345"), clock)
+    engine = kind(ids_of("12345"), clock)
+    engine.calls = []
     tokens = list(generate(engine, TOKENIZER, [1], GenerationSettings(max_tokens=5, sampling=sampling), clock))
-    assert (engine.steps, engine.chosen) == (steps, chosen)
+    assert engine.calls == calls
     assert [token.logits_s for token in tokens] == [1.0 + 0.25 * index for index in range(5)]
-    if chosen:
-        assert [token.token_id for token in tokens] == ids_of("12345")
+    if "step" not in calls:
+        assert [token.token_id for token in tokens][1:] == ids_of("2345")
 
 
 class TransformersEngine:

@@ -94,6 +94,16 @@ def test_greedy_steps_are_offered_where_the_engine_has_them():
     assert not hasattr(PrefixEngine(HashingEngine()), "step_greedy")
 
 
+def test_drawn_steps_are_offered_where_the_engine_has_them():
+    inner, begun = HashingEngine(), []
+    inner.begin_sampling, inner.step_sampled = begun.append, lambda token: int(inner.step(token).argmax())
+    engine = PrefixEngine(inner)
+    engine.begin_sampling("settings")
+    assert (engine.prefill([1]) is not None, engine.step_sampled(2)) == (True, fresh([1, 2], 1)[1][0])
+    assert engine.keep([1, 2, 3]) == 2 and begun == ["settings"]
+    assert not hasattr(PrefixEngine(HashingEngine()), "step_sampled")
+
+
 def test_other_ways_into_the_cache_are_seen():
     engine = PrefixEngine(HashingEngine())
     engine.prefill([1, 2])

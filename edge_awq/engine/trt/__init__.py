@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.bindings import Toolkit
     from edge_awq.engine.trt.build import CompileReport, Form
     from edge_awq.engine.trt.cuda import Cuda
-    from edge_awq.engine.trt.greedy import GreedyTrtEngine
+    from edge_awq.engine.trt.pipelined import PipelinedTrtEngine
     from edge_awq.engine.trt.plan_cache import StoredEngine
 
 USUAL_KV_BITS = 16
@@ -47,7 +47,7 @@ def compile_bundle(folder: Path, progress: Progress | None = None, fresh: bool =
 
 
 def open_engine(bundle: Bundle, threads: int | None = None, context: int | None = None,
-                progress: Progress | None = None, kv_bits: int | None = None) -> GreedyTrtEngine:
+                progress: Progress | None = None, kv_bits: int | None = None) -> PipelinedTrtEngine:
     """The engine of a bundle, compiled now if there is none that fits this machine.
 
     Args:
@@ -60,14 +60,14 @@ def open_engine(bundle: Bundle, threads: int | None = None, context: int | None 
     """
     from edge_awq.engine.trt.build import Form
     from edge_awq.engine.trt.cuda import open_cuda
-    from edge_awq.engine.trt.greedy import GreedyTrtEngine
+    from edge_awq.engine.trt.pipelined import PipelinedTrtEngine
 
     context = pick_context(bundle, threads, context)
     cuda = open_cuda()
     try:
         forms = [Form(kv_bits or USUAL_KV_BITS, inside) for inside in (False, True)]
         toolkit, stored, _ = _compile(bundle, cuda, progress or Quiet(), forms)
-        return GreedyTrtEngine(toolkit, cuda, stored, bundle.weights, context)
+        return PipelinedTrtEngine(toolkit, cuda, stored, bundle.weights, context)
     except BaseException:
         cuda.close()
         raise

@@ -1,6 +1,6 @@
 """The builder: a bundle's graph is lowered, parsed and compiled for the GPU at hand, one engine for each kind of pass.
 
-    decode   one token, or a few speculated ones; logits and likeliest tokens after each; norms inside the matmuls
+    decode   one token, or a few speculated ones; logits and the next token after each; norms inside the matmuls
     prefill  up to ``prefill_chunk`` tokens; logits of the newest
 
 Both take the same weights as inputs and hold none, so a build reads no weights. A self-contained engine is a decode
@@ -151,8 +151,8 @@ def _passes(toolkit: Toolkit, prefill_chunk: int, form: Form) -> dict[str, Mappi
     """How the graph is lowered for each pass."""
     common = {"tensorrt_major": toolkit.major, "kv_bits": form.kv_bits}
     if form.weights_inside:
-        return {DECODE: {**common, "argmax": True, "weights_inside": True}}
-    return {DECODE: {**common, "argmax": True}, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
+        return {DECODE: {**common, "choose": True, "weights_inside": True}}
+    return {DECODE: {**common, "choose": True}, PREFILL: {**common, "most_rows": prefill_chunk, "last_logits": True}}
 
 
 def _lower(model: onnx.ModelProto, options: Mapping[str, Any]) -> Lowered:

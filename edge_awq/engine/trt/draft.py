@@ -25,7 +25,7 @@ class LoweringOptions:
         tensorrt_major: 8 knows no 64-bit integers: ids and tokens are int32, past_length int32 [1, 2], low word first.
         most_rows: tokens of one call at most; None: as many as the norms in front of matmuls take, 8 or fewer.
         last_logits: logits of the newest token alone; otherwise of all tokens of a call.
-        argmax: ``tokens``, the greedy choices int64 [1, rows], beside the logits.
+        choose: ``tokens``, the next one after each, int64 [1, rows], beside the logits; see rules/logits.py.
         weights_inside: the weights are constants of the engine instead of its inputs.
         kv_bits: of a cached key or value, 16; or 8, bytes with a scale per head and token.
     """
@@ -33,7 +33,7 @@ class LoweringOptions:
     tensorrt_major: int = 10
     most_rows: int | None = None
     last_logits: bool = False
-    argmax: bool = False
+    choose: bool = False
     weights_inside: bool = False
     kv_bits: int = 16
 

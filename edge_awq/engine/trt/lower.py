@@ -24,6 +24,7 @@ from edge_awq.engine.trt.draft import STORED_AS, Draft, LoweringOptions
 from edge_awq.engine.trt.inside import put_inside
 from edge_awq.engine.trt.names import DOMAIN, IR_VERSION, LOWERING_VERSION, OPSET, STANDARD_OPS, normed_rows
 from edge_awq.engine.trt.rules import RULES, Rule
+from edge_awq.engine.trt.rules.logits import PAST_LENGTH, SEED
 from edge_awq.engine.trt.rules.norm import PLUGINS
 from edge_awq.engine.trt.weight_input import WeightInput
 from edge_awq.errors import EdgeAwqError
@@ -41,7 +42,8 @@ class Lowered:
         model: inputs input_ids [1, tokens] and past_length [1], int64 (see LoweringOptions for TensorRT 8);
             past_key_{i}, past_value_{i} float16 [1, kv_heads, context, head_size], or int8 and their scales, see
             rules/attention.py; then ``weights``. Outputs logits float32 [1, tokens or 1, vocab_size]; present_key_{i},
-            present_value_{i}, which are the memory of the past; tokens, if asked for.
+            present_value_{i}, which are the memory of the past. If asked for, tokens, and the inputs sampling and seed
+            that say how they are chosen, see rules/logits.py.
         weights: inputs that are the same in every call; none if they are inside.
         declined: what the rules left as it was, and why, "rule: node: reason".
         most_rows: tokens of one call at most.
@@ -122,7 +124,7 @@ def _set_integer_types(draft: Draft) -> None:
     for tensor in draft.graph.inputs:
         if tensor.dtype == np.int64:
             tensor.dtype = np.dtype("int32")
-            tensor.shape = [1, 2] if tensor.name == "past_length" else tensor.shape
+            tensor.shape = [1, 2] if tensor.name in (PAST_LENGTH, SEED) else tensor.shape
 
 
 def _export(draft: Draft) -> onnx.ModelProto:

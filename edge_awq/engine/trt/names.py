@@ -6,11 +6,12 @@ from edge_awq.export.ops import CONTRACT_VERSION
 
 DOMAIN = "edge.awq"  # of plugin nodes, and the namespace under which TensorRT's registry has their creators
 PLUGIN_VERSION = str(CONTRACT_VERSION)
-LOWERING_VERSION = 2  # grows when the same canonical graph is lowered to a different one
+LOWERING_VERSION = 3  # grows when the same canonical graph is lowered to a different one
 
 INT4_MATMUL, INT8_MATMUL, FP16_MATMUL = "Int4MatMul", "Int8MatMul", "Fp16MatMul"
 ATTENTION, RMS_NORM, LAYER_NORM, GREEDY = "CachedAttention", "RmsNorm", "LayerNorm", "GreedyToken"
-SAMPLE = "SampleToken"  # no rule makes one: sampling is the host's
+SAMPLE = "SampleToken"
+SAMPLE_SETTINGS = ("temperature", "top_k", "top_p", "min_p")  # of its tensor ``settings``, in this order
 EMBEDDING = "TokenEmbedding"  # no rule makes one: TensorRT's own gather reads tables of float16
 
 # Weights of a matmul, after x, with their types; then come the extras that attributes ask for, in this order.

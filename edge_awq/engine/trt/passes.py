@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DECODE, PREFILL = "decode", "prefill"
 IDS, PAST_LENGTH, NUM_LOGITS, LOGITS, TOKENS = "input_ids", "past_length", "num_logits", "logits", "tokens"
+SETTINGS, SEED = "sampling", "seed"  # how a pass chooses its tokens
 CACHE = ("past_key_", "past_value_")  # how names of the cache's inputs begin; outputs have present_ for past_
 # TensorRT's own nptype asks numpy for what numpy 1.24 has no longer, in older versions.
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "INT64": np.int64}

@@ -18,14 +18,21 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edge_awq.engine.trt.lower import Lowered
+from edge_awq.engine.trt.names import SAMPLE_SETTINGS
 from edge_awq.engine.trt.reference_ops import OPS
+from edge_awq.engine.trt.rules.logits import PAST_LENGTH, SEED, SETTINGS
 from edge_awq.engine.trt.weight_input import WeightInput, load
 from edge_awq.errors import EdgeAwqError
 from edge_awq.weights import read_layout
 
 
 class LoweredReference:
-    """A lowered graph with its weights and one KV cache, fed with chunks of tokens as an engine is."""
+    """A lowered graph with its weights and one KV cache, fed with chunks of tokens as an engine is.
+
+    Attributes:
+        settings: how tokens are chosen, float32 [4] as SAMPLE_SETTINGS has them; greedily until somebody changes it.
+        seed: of draws, below 2 ** 64.
+    """
 
     def __init__(self, lowered: Lowered, weights: Path, context: int, exact: bool = False) -> None:
         """Read the weights file ``weights``; ``context`` is how many tokens the cache holds.
@@ -36,6 +43,7 @@ class LoweredReference:
         if not lowered.weights:
             raise EdgeAwqError("the weights of this graph are inside", hint="lower it with weights as inputs")
         self.length, self._context = 0, context
+        self.settings, self.seed = np.zeros(len(SAMPLE_SETTINGS), np.float32), 0
         self._floats = np.float64 if exact else None
         model = _widened(lowered.model) if exact else lowered.model
         self._evaluator = ReferenceEvaluator(model, new_ops=list(OPS))
@@ -48,7 +56,10 @@ class LoweredReference:
 
     def __call__(self, ids: Sequence[int]) -> dict[str, np.ndarray]:
         """Append ``ids`` to the cache; returns the outputs other than the cache, such as logits [1, rows, vocab]."""
-        feeds = {"input_ids": self._integers("input_ids", [list(ids)]), "past_length": self._past_length()}
+        feeds = {"input_ids": self._integers("input_ids", [list(ids)]),
+                 PAST_LENGTH: self._long(PAST_LENGTH, self.length)}
+        if SEED in self._inputs:
+            feeds |= {SETTINGS: self._float(self.settings), SEED: self._long(SEED, self.seed)}
         found = self._evaluator.run(None, {**self._weights, **self._cache, **feeds})
         outputs = dict(zip(self._outputs, found, strict=True))
         self._cache = {name: outputs.pop(name.replace("past_", "present_", 1)) for name in self._cache}
@@ -72,9 +83,11 @@ class LoweredReference:
     def _integers(self, name: str, values: Any) -> np.ndarray:
         return np.array(values, helper.tensor_dtype_to_np_dtype(self._inputs[name].elem_type))
 
-    def _past_length(self) -> np.ndarray:
-        words = self._integers("past_length", [self.length])
-        return words if words.dtype == np.int64 else np.array([[self.length, 0]], np.int32)
+    def _long(self, name: str, value: int) -> np.ndarray:
+        """A number of 64 bits, or its two words."""
+        number = np.array([value], np.uint64).view(np.int64)
+        is_whole = self._inputs[name].elem_type == TensorProto.INT64
+        return number if is_whole else number.view(np.int32).reshape(1, 2)
 
 
 def _widened(model: onnx.ModelProto) -> onnx.ModelProto:

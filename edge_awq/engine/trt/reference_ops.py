@@ -15,6 +15,7 @@ from onnx import helper
 from onnx.reference.op_run import OpRun
 
 from edge_awq.engine.trt.names import DOMAIN, EXTRAS, GELU, GELU_TANH, INT4_MATMUL, RELU, SILU
+from edge_awq.engine.trt.reference_sample import draw
 from edge_awq.errors import EdgeAwqError
 
 
@@ -236,4 +237,18 @@ class GreedyToken(OpRun):
         return (logits.argmax(-1) + (~np.isfinite(logits.max(-1)) * (1 << 32)),)
 
 
-OPS = (Int4MatMul, Int8MatMul, Fp16MatMul, RmsNorm, LayerNorm, CachedAttention, GreedyToken)
+class SampleToken(OpRun):
+    """As plugin; see reference_sample.py."""
+
+    op_domain = DOMAIN
+
+    def _run(self, logits: np.ndarray, likeliest: np.ndarray, settings: np.ndarray, seed: np.ndarray,
+             step: np.ndarray, **_: Any) -> tuple[np.ndarray]:
+        first = int(step.reshape(-1)[0])  # on TensorRT 8 the low word
+        (seed,) = seed.view(np.int64).reshape(-1)
+        rows = zip(logits.reshape(-1, logits.shape[-1]), likeliest.reshape(-1), strict=True)
+        tokens = [draw(row, int(best), settings, int(seed), first + place) for place, (row, best) in enumerate(rows)]
+        return (np.array(tokens, likeliest.dtype).reshape(likeliest.shape),)
+
+
+OPS = (Int4MatMul, Int8MatMul, Fp16MatMul, RmsNorm, LayerNorm, CachedAttention, GreedyToken, SampleToken)

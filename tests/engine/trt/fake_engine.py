@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 from fake_kernels import IRuntimeCache, IRuntimeConfig
 
+from edge_awq.engine.trt.reference_sample import draw
+
 VOCAB = 32
 ACTIVATION_BYTES = 600  # of an execution context
+INTEGERS_AND_SETTINGS = ("input_ids", "past_length", "num_logits", "sampling", "seed")  # inputs that are no weights
 
 
 def toy_logits(tokens, weights_sum):
@@ -175,7 +178,7 @@ class IExecutionContext:
         assert past >= 0 and past + rows <= context
         weights = sum(int(self.engine.cuda.bytes_at(self.addresses[name], int(np.prod(shape)) * np.dtype(
             TYPES[DataType(dtype)]).itemsize).astype(int).sum()) for name, (shape, dtype, is_input) in tensors.items()
-            if is_input and name not in ("input_ids", "past_length", "num_logits") and not name.startswith("past_"))
+            if is_input and name not in INTEGERS_AND_SETTINGS and not name.startswith("past_"))
         caches = {}
         for name in (name for name in tensors if name.startswith("past_") and name != "past_length"):
             assert self.addresses[name] == self.addresses[name.replace("past_", "present_")], "the cache is in place"
@@ -187,7 +190,11 @@ class IExecutionContext:
         self.array("logits", (len(found), VOCAB))[:] = found
         if "tokens" in tensors:  # INT64, or pairs of INT32, low word first: the same bytes
             words = self.engine.cuda.bytes_at(self.addresses["tokens"], 8 * len(found)).view("<i8")
-            words[:] = np.argmax(found, axis=1) + (~np.isfinite(np.max(found, axis=1)) * (1 << 32))
+            likeliest = np.argmax(found, axis=1) + (~np.isfinite(np.max(found, axis=1)) * (1 << 32))
+            settings = self.array("sampling", (4,))
+            (seed,) = self.engine.cuda.bytes_at(self.addresses["seed"], 8).view("<i8")
+            words[:] = [draw(row, int(best), settings, int(seed), past + place)
+                        for place, (row, best) in enumerate(zip(found, likeliest, strict=True))]
 
 
 class ExecutionContext8(IExecutionContext):

@@ -186,7 +186,8 @@ def test_self_contained_engine_is_another_one(bundle, monkeypatch):
     assert inside.passes == {"decode": MOST_ROWS} and inside.file != plain.file
     assert script["path"] == str(bundle.path / "model.onnx") and not progress.notes
     names = {each.name for each in script["networks"][-1].inputs}
-    assert names == {"input_ids", "past_length", *(f"past_{part}_{i}" for part in ("key", "value") for i in (0, 1))}
+    caches = (f"past_{part}_{i}" for part in ("key", "value") for i in (0, 1))
+    assert names == {"input_ids", "past_length", "sampling", "seed", *caches}
     assert inside.forecast_bytes == plain.forecast_bytes + 4 * sum(each.nbytes for each in TENSORS.values())
     assert compile_bundle(bundle.path) is None and compile_bundle(bundle.path, weights_inside=True) is None
 

@@ -128,10 +128,10 @@ def test_an_engine_holds_no_weights(family):
 @pytest.mark.parametrize(("name", "rows"), [
     ("llama-2-7b", 8), ("llama-2-13b", 6), ("mpt-7b", 8), ("mpt-30b", 4), ("falcon-7b", 7)])
 def test_full_sized_models_decode_in_five_launches_a_layer(name, rows):
-    """Besides them, the lookup of tokens, the head, and the greedy choice."""
+    """Besides them, the lookup of tokens, the head, and both parts of the choice."""
     model, config = graph_of_shape(name)
-    lowered = lower(model, LoweringOptions(argmax=True))
-    assert len(lowered.model.graph.node) == 5 * config.num_layers + 3
+    lowered = lower(model, LoweringOptions(choose=True))
+    assert len(lowered.model.graph.node) == 5 * config.num_layers + 4
     assert (lowered.most_rows, lowered.declined) == (rows, ())
     assert lowered.model.ByteSize() < 250_000
 
@@ -180,10 +180,10 @@ def models(tmp_path_factory):
 @pytest.mark.parametrize("architecture", ["llama3", "opt", "mpt"])
 def test_tensorrt_8_gets_32_bit_integers(models, architecture):
     folder, expected = models(architecture)
-    lowered = lower(canonical(folder), LoweringOptions(tensorrt_major=8, argmax=True))
+    lowered = lower(canonical(folder), LoweringOptions(tensorrt_major=8, choose=True))
     kinds = {value.name: value.type.tensor_type for value in (*lowered.model.graph.input, *lowered.model.graph.output)}
     assert all(kind.elem_type != TensorProto.INT64 for kind in kinds.values())
-    assert [dim.dim_value for dim in kinds["past_length"].shape.dim] == [1, 2]
+    assert all([dim.dim_value for dim in kinds[name].shape.dim] == [1, 2] for name in ("past_length", "seed"))
     assert [dim.dim_value for dim in kinds["tokens"].shape.dim][-1] == 2
     assert relative_l2(run_lowered(lowered, folder, exact=True), expected) <= FLOAT_LIMIT
 
@@ -191,7 +191,7 @@ def test_tensorrt_8_gets_32_bit_integers(models, architecture):
 @pytest.mark.parametrize("architecture", ["llama3", "gemma2"])
 def test_last_logits_and_greedy_tokens(models, architecture):
     folder, expected = models(architecture)
-    lowered = lower(canonical(folder), LoweringOptions(last_logits=True, argmax=True))
+    lowered = lower(canonical(folder), LoweringOptions(last_logits=True, choose=True))
     reference = LoweredReference(lowered, folder / "weights.safetensors", CONTEXT, exact=True)
     found = [reference(ids) for ids in CHUNKS]
     last = np.cumsum([len(ids) for ids in CHUNKS]) - 1

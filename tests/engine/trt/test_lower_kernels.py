@@ -30,6 +30,7 @@ from edge_awq.engine.trt import names
 from edge_awq.engine.trt.draft import LoweringOptions
 from edge_awq.engine.trt.lower import lower
 from edge_awq.engine.trt.reference import OPS, LoweredReference
+from edge_awq.engine.trt.reference_sample import draw
 from edge_awq.shapes import shape_names
 
 # The kernels add in float32 and in another order, and round probabilities to float16 besides what the reference
@@ -59,6 +60,8 @@ def shapes_of(model, tokens, context):
 def activation_shape(node, tokens):
     """The shape of what a plugin reads or gives, where it is no input and no output of the graph."""
     given = attributes(node)
+    if node.op_type == names.GREEDY:
+        return [1, tokens]
     if node.op_type == names.ATTENTION:
         return [1, tokens, given["num_heads"] * given["head_size"]]
     if node.op_type not in names.MATMUL_WEIGHTS:
@@ -101,7 +104,7 @@ class Described:
 def test_library_takes_every_node_of_full_sized_models(device, name, kv_bits):
     """Attributes, number of inputs, and all shapes, for a single token and for the most of a call."""
     model, _ = graph_of_shape(name)
-    lowered = lower(model, LoweringOptions(argmax=True, kv_bits=kv_bits))
+    lowered = lower(model, LoweringOptions(choose=True, kv_bits=kv_bits))
     seen = set()
     for tokens in {1, lowered.most_rows}:
         shapes = complete_shapes(lowered.model, tokens, 512)
@@ -131,7 +134,7 @@ def byte_limit(error, attentions):
 def test_kernels_compute_a_prompt(device, architecture, kv_bits, tmp_path, monkeypatch):
     """The graph for prompts: a chunk of more than 8 tokens, a short one, a long one; only the kernels round."""
     build_tiny(tmp_path, architecture)
-    lowered = lower(canonical(tmp_path), LoweringOptions(argmax=True, most_rows=16, kv_bits=kv_bits))
+    lowered = lower(canonical(tmp_path), LoweringOptions(choose=True, most_rows=16, kv_bits=kv_bits))
     weights = tmp_path / "weights.safetensors"
     expected = LoweredReference(lowered, weights, 28, exact=True)
     monkeypatch.setattr("edge_awq.engine.trt.reference.OPS", on_device(device))
@@ -150,7 +153,7 @@ def test_kernels_compute_a_prompt(device, architecture, kv_bits, tmp_path, monke
 
 def test_attributes_are_those_that_creators_list(device):
     listed = {line.split()[0]: set(line.split()[1:]) for line in device.library.edge_awq_ops().decode().splitlines()}
-    assert {names.EMBEDDING, names.SAMPLE, *(op.__name__ for op in OPS)} == set(listed)
+    assert {names.EMBEDDING, *(op.__name__ for op in OPS)} == set(listed)
     used = {kind: set() for kind in listed}
     for name in ("llama-2-7b", "falcon-7b", "qwen2.5-0.5b", "gemma-2-2b"):
         for node in plugins(lower(graph_of_shape(name)[0]).model):
@@ -210,7 +213,7 @@ def on_device(device):
 
 
 def outputs_of(node, given, inputs):
-    if node.op_type == names.GREEDY:
+    if node.op_type in (names.GREEDY, names.SAMPLE):
         return [np.full(inputs[0].shape[:-1], -1)]
     if node.op_type in names.NORMS:
         return [np.full_like(inputs[0], np.nan)]
@@ -226,18 +229,22 @@ ADJUSTED = dict.fromkeys(("mpt-clipped", "gemma2"), "decode_attention_64_adjuste
 
 @pytest.mark.parametrize("architecture", ["llama3", "qwen2", "mpt-clipped", "falcon", "qwen3", "opt", "gemma2"])
 def test_kernels_compute_the_lowered_graph(device, architecture, tmp_path, monkeypatch):
-    """A chunk and a token, as the reference with its roundings computes them; the greedy tokens too."""
+    """A chunk and a token, as the reference with its roundings computes them; the tokens too, greedy, then drawn."""
     build_tiny(tmp_path, architecture)
-    lowered = lower(canonical(tmp_path), LoweringOptions(argmax=True))
+    lowered = lower(canonical(tmp_path), LoweringOptions(choose=True))
     weights = tmp_path / "weights.safetensors"
     expected = LoweredReference(lowered, weights, 12)
     monkeypatch.setattr("edge_awq.engine.trt.reference.OPS", on_device(device))
     found = LoweredReference(lowered, weights, 12)
     device.reset()
-    for ids in (random_ids(3), random_ids(1, seed=2)):
+    found.seed = 2**63 + 5
+    for ids, settings in ((random_ids(3), [0, 0, 0, 0]), (random_ids(1, seed=2), [1.5, 20, 0.9, 0])):
+        found.settings[:] = settings
+        first = found.length
         kernels, meant = found(ids), expected(ids)
         assert relative_l2(kernels["logits"], meant["logits"]) <= KERNEL_LIMIT
-        np.testing.assert_array_equal(kernels["tokens"], kernels["logits"].argmax(-1))
+        for row, (logits, token) in enumerate(zip(kernels["logits"][0], kernels["tokens"][0], strict=True)):
+            assert token == draw(logits, logits.argmax(), found.settings, found.seed, first + row)
     launches = [line.split()[0] for line in device.calls("cuLaunchKernel")]
     assert len(launches) == 2 * len(plugins(lowered.model))
     kernels = {name for name in launches if "attention" in name}

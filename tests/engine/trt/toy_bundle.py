@@ -75,7 +75,8 @@ def lower(model, options):
     logits = [1, 1 if options.last_logits else "tokens", VOCAB]
     outputs = [value("logits", TensorProto.FLOAT, logits),
                *(value(f"present_{name}", *kind) for name, kind in caches.items())]
-    if options.argmax:
+    if options.choose:
+        inputs += [value("sampling", TensorProto.FLOAT, [4]), value("seed", integers, past)]
         outputs.append(value("tokens", integers, logits[:2] if options.tensorrt_major >= 10 else [*logits[:2], 2]))
     lowered = helper.make_model(helper.make_graph([], "toy", inputs, outputs))
     return SimpleNamespace(model=lowered, weights=weights, declined=("rule: node: reason",), most_rows=rows)
@@ -88,7 +89,7 @@ class LoweringOptions:
     tensorrt_major: int = 10
     most_rows: int | None = None
     last_logits: bool = False
-    argmax: bool = False
+    choose: bool = False
     weights_inside: bool = False
     kv_bits: int = 16
 
