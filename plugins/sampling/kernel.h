@@ -32,17 +32,19 @@ enum SampleSetting {
 // with the random number of step + i, so many rows at once are drawn as they are one by one.
 struct SampleArguments {
   const float* logits;         // [rows, size]; -inf rules a token out
-  const int64_t* likeliest;    // [rows], what argmax gives for them
   const float* settings;       // [kSampleSettings]
   const int64_t* seed;         // [1]
   const int64_t* step;         // [1], which the caller counts
-  int64_t* tokens;             // [rows]; `likeliest` itself without a temperature, and if the largest is not finite
+  int64_t* tokens;             // [rows]; as argmax's without a temperature, and if the largest is not finite
   unsigned long long* lowest;  // [rows], or null: the last token that could be drawn, (key << 32 | index), see keys.h;
                                // untouched where nothing is drawn
+  unsigned long long* best;    // [rows, splits]
+  unsigned* finished;          // [rows], zero before the first launch and after each
   int rows, size;
+  int splits;                  // blocks per row
 };
 
-constexpr int kSampleThreads = 512;        // per block; a block has one row
+constexpr int kSampleThreads = 512;       // per block
 constexpr int kSampleMostSize = 1 << 20;  // so that no sum of weights passes 64 bits
 
 }  // namespace edge_awq

@@ -17,9 +17,10 @@ inline Launch plan(const ArgmaxArguments& a) {
 inline Launch plan(const SampleArguments& a) {
   if (a.rows < 1) return refused("rows = %d", a.rows);
   if (a.size < 1 || a.size > kSampleMostSize) return refused("size = %d, not 1 to %d", a.size, kSampleMostSize);
-  if (!a.logits || !a.likeliest || !a.settings || !a.seed || !a.step || !a.tokens)
+  if (a.splits < 1 || a.splits > 1024) return refused("splits = %d, not 1 to 1024", a.splits);
+  if (!a.logits || !a.settings || !a.seed || !a.step || !a.tokens || !a.best || !a.finished)
     return refused("a tensor is null");
-  return {"sample", static_cast<unsigned>(a.rows), kSampleThreads, ""};
+  return {"sample", static_cast<unsigned>(a.rows) * static_cast<unsigned>(a.splits), kSampleThreads, ""};
 }
 
 }  // namespace edge_awq

@@ -1,9 +1,8 @@
 // GreedyToken as an op: logits fp32 [.., size] -> tokens int64 [..]. It is not called ArgMax, because TensorRT's parser
 // takes a node with a standard op's name for that op, whatever its domain.
 //
-// SampleToken: logits, likeliest int64 [..] (GreedyToken's), settings fp32 [4], seed int64 [1], step int64 [1] -> tokens;
-// kernel.h has their meaning. The settings are tensors, so that one engine serves all of them, greedy ones too; step may
-// be the cache's past_length.
+// SampleToken: logits, settings fp32 [4], seed int64 [1], step int64 [1] -> tokens; kernel.h has their meaning. The
+// settings are tensors, so that one engine serves all of them; step may be the cache's past_length.
 #include <algorithm>
 
 #include "../library/launch.h"
@@ -16,18 +15,11 @@ namespace {
 constexpr int kLogitsPerBlock = 4096;  // 16 per thread
 constexpr int kMostSplits = 64;
 
-class ArgmaxOp final : public Op {
+// What both need of a row's blocks.
+class TokenOp : public Op {
  public:
-  static std::vector<Attribute> attributes() { return {}; }
-  const char* name() const override { return "GreedyToken"; }
-  std::unique_ptr<Op> clone() const override { return std::make_unique<ArgmaxOp>(*this); }
-  std::vector<InputSpec> inputs() const override { return {{"logits", Type::kFloat32}}; }
-  std::vector<OutputSpec> outputs() const override { return {{"tokens", Type::kInt64, 0, -1}}; }
   std::string check() const override { return ""; }
-
-  std::string check(const Shape* shapes) const override {
-    return shapes[0].rank < 2 ? mismatch("logits", shapes[0], "[.., rows, size]") : "";
-  }
+  std::vector<OutputSpec> outputs() const override { return {{"tokens", Type::kInt64, 0, -1}}; }
 
   size_t workspace_bytes(const Shape* shapes) const override {
     return shapes[0].rows() * splits(shapes[0]) * sizeof(unsigned long long);
@@ -36,9 +28,10 @@ class ArgmaxOp final : public Op {
   size_t zeroed_bytes(const Shape* shapes) const override { return shapes[0].rows() * sizeof(unsigned); }
 
  protected:
-  std::string launch(const Call& call) const override {
+  template <class Arguments>
+  Arguments arguments(const Call& call) const {
     const Shape& logits = call.shapes[0];
-    ArgmaxArguments a{};
+    Arguments a{};
     a.logits = static_cast<const float*>(call.inputs[0]);
     a.tokens = static_cast<int64_t*>(call.outputs[0]);
     a.best = static_cast<unsigned long long*>(call.workspace);
@@ -46,7 +39,7 @@ class ArgmaxOp final : public Op {
     a.rows = static_cast<int>(logits.rows());
     a.size = static_cast<int>(logits.last());
     a.splits = static_cast<int>(splits(logits));
-    return edge_awq::launch(plan(a), a, call.stream);
+    return a;
   }
 
  private:
@@ -55,26 +48,37 @@ class ArgmaxOp final : public Op {
   }
 };
 
-class SampleOp final : public Op {
+class ArgmaxOp final : public TokenOp {
+ public:
+  static std::vector<Attribute> attributes() { return {}; }
+  const char* name() const override { return "GreedyToken"; }
+  std::unique_ptr<Op> clone() const override { return std::make_unique<ArgmaxOp>(*this); }
+  std::vector<InputSpec> inputs() const override { return {{"logits", Type::kFloat32}}; }
+
+  std::string check(const Shape* shapes) const override {
+    return shapes[0].rank < 2 ? mismatch("logits", shapes[0], "[.., rows, size]") : "";
+  }
+
+ protected:
+  std::string launch(const Call& call) const override {
+    const auto a = arguments<ArgmaxArguments>(call);
+    return edge_awq::launch(plan(a), a, call.stream);
+  }
+};
+
+class SampleOp final : public TokenOp {
  public:
   static std::vector<Attribute> attributes() { return {}; }
   const char* name() const override { return "SampleToken"; }
   std::unique_ptr<Op> clone() const override { return std::make_unique<SampleOp>(*this); }
   std::vector<InputSpec> inputs() const override {
-    return {{"logits", Type::kFloat32}, {"likeliest", Type::kInt64}, {"settings", Type::kFloat32},
-            {"seed", Type::kInt64}, {"step", Type::kInt64}};
+    return {{"logits", Type::kFloat32}, {"settings", Type::kFloat32}, {"seed", Type::kInt64}, {"step", Type::kInt64}};
   }
-  std::vector<OutputSpec> outputs() const override { return {{"tokens", Type::kInt64, 0, -1}}; }
-  std::string check() const override { return ""; }
 
   std::string check(const Shape* shapes) const override {
     if (shapes[0].rank < 2) return mismatch("logits", shapes[0], "[.., rows, size]");
-    const int64_t rows = shapes[0].rows();
-    const bool has_all_rows = is_size(shapes[1].elements(), rows) || rows < 1;
-    if (shapes[1].rank != shapes[0].rank - 1 || !has_all_rows)
-      return mismatch("likeliest", shapes[1], "one for each of %lld rows", static_cast<long long>(rows));
-    for (int i = 2; i < 5; ++i) {
-      const int size = i == 2 ? kSampleSettings : 1;
+    for (int i = 1; i < 4; ++i) {
+      const int size = i == 1 ? kSampleSettings : 1;
       if (shapes[i].rank != 1 || !is_size(shapes[i].dims[0], size))
         return mismatch(inputs()[i].name, shapes[i], "[%d]", size);
     }
@@ -83,15 +87,10 @@ class SampleOp final : public Op {
 
  protected:
   std::string launch(const Call& call) const override {
-    SampleArguments a{};
-    a.logits = static_cast<const float*>(call.inputs[0]);
-    a.likeliest = static_cast<const int64_t*>(call.inputs[1]);
-    a.settings = static_cast<const float*>(call.inputs[2]);
-    a.seed = static_cast<const int64_t*>(call.inputs[3]);
-    a.step = static_cast<const int64_t*>(call.inputs[4]);
-    a.tokens = static_cast<int64_t*>(call.outputs[0]);
-    a.rows = static_cast<int>(call.shapes[0].rows());
-    a.size = static_cast<int>(call.shapes[0].last());
+    auto a = arguments<SampleArguments>(call);
+    a.settings = static_cast<const float*>(call.inputs[1]);
+    a.seed = static_cast<const int64_t*>(call.inputs[2]);
+    a.step = static_cast<const int64_t*>(call.inputs[3]);
     return edge_awq::launch(plan(a), a, call.stream);
   }
 };

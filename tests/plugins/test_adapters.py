@@ -139,9 +139,9 @@ def test_64_bit_integers_travel_as_two_words_in_8_6(device):
     choice = creators(device, 8)["GreedyToken"].create()
     assert choice.output_type(0) == INT32 and choice.output_shape(0, [[51, 52]]) == [51, 1002]
     drawn = creators(device, 8)["SampleToken"].create()
-    assert all(drawn.supports(i, [desc(8, (1,), kind) for kind in (FLOAT, INT32, FLOAT, INT32, INT32, INT32)], 5)
-               for i in range(6))
-    assert drawn.output_shape(0, [[51, 52], [51, 2], [4], [1, 2], [1, 2]]) == [51, 1002]
+    assert all(drawn.supports(i, [desc(8, (1,), kind) for kind in (FLOAT, FLOAT, INT32, INT32, INT32)], 4)
+               for i in range(5))
+    assert drawn.output_shape(0, [[51, 52], [4], [1, 2], [1, 2]]) == [51, 1002]
     assert creators(device, 10)["GreedyToken"].create().output_types([FLOAT], 1) == [INT64]
     assert creators(device, 10)["GreedyToken"].create().output_shapes([[51, 52]], 1) == [[51]]
 

@@ -20,8 +20,9 @@ class SampleArguments(ctypes.Structure):
     """As in sampling/kernel.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "likeliest", "settings", "seed", "step", "tokens", "lowest")),
-        *((name, ctypes.c_int) for name in ("rows", "size")),
+        *((name, ctypes.c_void_p) for name in ("logits", "settings", "seed", "step", "tokens", "lowest", "best",
+                                                    "finished")),
+        *((name, ctypes.c_int) for name in ("rows", "size", "splits")),
     )
 
 
@@ -33,18 +34,15 @@ def settings_of(settings):
     return np.array([(OFF | settings)[name] for name in SAMPLE_SETTINGS], np.float32)
 
 
-def likeliest_of(logits):
-    """What GreedyToken gives, int64 [rows]; test_argmax.py says that it does."""
-    return logits.argmax(1) + ~np.isfinite(logits.max(1)) * reference.FINITE
-
-
-def run(logits, settings, seed=0, step=0, schedule=0):
+def run(logits, settings, seed=0, step=0, schedule=0, splits=1):
     """(tokens int64 [rows], lowest uint64 [rows]) of float32 logits [rows, size]."""
     rows, size = logits.shape
     tokens, lowest = guarded(np.full(rows, -7)), guarded(np.full(rows, 7, np.uint64))
-    given = [guarded(each) for each in (logits, likeliest_of(logits), settings_of(settings), np.array([seed]),
-                                        np.array([step]))]
-    call("edge_awq_sample", SampleArguments(*map(pointer, (*given, tokens, lowest)), rows, size), schedule)
+    given = [guarded(each) for each in (logits, settings_of(settings), np.array([seed]), np.array([step]))]
+    best, finished = guarded(np.zeros((rows, splits), np.uint64)), guarded(np.zeros(rows, np.uint32))
+    arrays = (*given, tokens, lowest, best, finished)
+    call("edge_awq_sample", SampleArguments(*map(pointer, arrays), rows, size, splits), schedule)
+    assert not finished.any()
     return tokens, lowest
 
 
@@ -88,7 +86,7 @@ def assert_drawn(logits, settings, seed=0, step=0, schedule=0):
         np.testing.assert_array_equal(is_kept, kept > -np.inf)
         probabilities, error = weights_of(kept)
         cumulative, u = np.cumsum(probabilities), reference.uniform(seed, step + row)
-        expected = reference.draw(logits[row], logits[row].argmax(), settings_of(settings), seed, step + row)
+        expected = reference.draw(logits[row], settings_of(settings), seed, step + row)
         if token != expected:
             assert np.abs(cumulative - u).min() <= error, (row, token, expected)
             near += 1
@@ -241,24 +239,37 @@ def test_rows_may_start_anywhere(rng, offset):
     misaligned = -storage.ctypes.data // 4 % 4 + offset
     logits = storage[misaligned : misaligned + 90]
     logits[:] = rng.standard_normal(90)
-    tokens = np.full(1, -7)
-    arrays = (logits, likeliest_of(logits[None]), settings_of({"top_k": 7}), np.array([4]), np.array([2]), tokens,
-              None)
-    call("edge_awq_sample", SampleArguments(*map(pointer, arrays), 1, 90))
+    tokens, best, finished = np.full(1, -7), np.zeros(1, np.uint64), np.zeros(1, np.uint32)
+    arrays = (logits, settings_of({"top_k": 7}), np.array([4]), np.array([2]), tokens, None, best, finished)
+    call("edge_awq_sample", SampleArguments(*map(pointer, arrays), 1, 90, 1))
     assert tokens == run(logits[None].copy(), {"top_k": 7}, 4, 2)[0]
 
 
-@pytest.mark.parametrize(("rows", "size", "reason"), [
-    (0, 5, "rows = 0"), (1, 0, "size = 0"), (1, 2**20 + 1, "size = 1048577, not 1 to 1048576")])
-def test_refusals_name_the_value(rows, size, reason):
+@pytest.mark.parametrize(("rows", "size", "splits", "reason"), [
+    (0, 5, 1, "rows = 0"), (1, 0, 1, "size = 0"), (1, 2**20 + 1, 1, "size = 1048577, not 1 to 1048576"),
+    (1, 5, 0, "splits = 0, not 1 to 1024"), (1, 5, 1025, "splits = 1025")])
+def test_refusals_name_the_value(rows, size, splits, reason):
     with pytest.raises(KernelError, match=reason):
-        call("edge_awq_sample", SampleArguments(*[16] * 7, rows, size))
+        call("edge_awq_sample", SampleArguments(*[16] * 8, rows, size, splits))
 
 
-@pytest.mark.parametrize("missing", range(6))
+@pytest.mark.parametrize("missing", [i for i in range(8) if i != 5])
 def test_a_missing_tensor_is_refused(missing):
     with pytest.raises(KernelError, match="a tensor is null"):
-        call("edge_awq_sample", SampleArguments(*[None if i == missing else 16 for i in range(6)], None, 1, 5))
+        call("edge_awq_sample", SampleArguments(*[None if i in (missing, 5) else 16 for i in range(8)], 1, 5, 1))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("splits", [2, 7])
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"top_k": 40, "top_p": 0.9}], ids=["greedy", "drawn"])
+def test_blocks_of_a_row(rng, settings, splits, schedule):
+    """They find the largest together; the token is that of one block."""
+    logits = rng.integers(-20, 20, (3, 1501)).astype(np.float32)  # with equals
+    logits[1, 1400] = np.nan
+    found, alone = (run(logits, settings, 5, 9, schedule, count) for count in (splits, 1))
+    np.testing.assert_array_equal(found, alone)
+    assert found[0][1] == 1400 + reference.FINITE
+    assert "temperature" not in settings or found[0][0] == logits[0].argmax()
 
 
 def test_the_bounds_are_small():

@@ -9,10 +9,10 @@ PLUGIN_VERSION = str(CONTRACT_VERSION)
 LOWERING_VERSION = 3  # grows when the same canonical graph is lowered to a different one
 
 INT4_MATMUL, INT8_MATMUL, FP16_MATMUL = "Int4MatMul", "Int8MatMul", "Fp16MatMul"
-ATTENTION, RMS_NORM, LAYER_NORM, GREEDY = "CachedAttention", "RmsNorm", "LayerNorm", "GreedyToken"
-SAMPLE = "SampleToken"
+ATTENTION, RMS_NORM, LAYER_NORM, SAMPLE = "CachedAttention", "RmsNorm", "LayerNorm", "SampleToken"
 SAMPLE_SETTINGS = ("temperature", "top_k", "top_p", "min_p")  # of its tensor ``settings``, in this order
-EMBEDDING = "TokenEmbedding"  # no rule makes one: TensorRT's own gather reads tables of float16
+GREEDY = "GreedyToken"  # no rule makes one: SampleToken's is the same token where nothing is drawn
+EMBEDDING = "TokenEmbedding"  # nor of these: TensorRT's own gather reads tables of float16
 
 # Weights of a matmul, after x, with their types; then come the extras that attributes ask for, in this order.
 MATMUL_WEIGHTS = {

@@ -228,27 +228,18 @@ def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, slopes: np.ndar
     return weights / weights.sum(-1, keepdims=True) @ values
 
 
-class GreedyToken(OpRun):
-    """As plugin, the first of equals, and 2 ** 32 more where it is not finite; on TensorRT 8 its two words."""
-
-    op_domain = DOMAIN
-
-    def _run(self, logits: np.ndarray, **_: Any) -> tuple[np.ndarray]:
-        return (logits.argmax(-1) + (~np.isfinite(logits.max(-1)) * (1 << 32)),)
-
-
 class SampleToken(OpRun):
     """As plugin; see reference_sample.py."""
 
     op_domain = DOMAIN
 
-    def _run(self, logits: np.ndarray, likeliest: np.ndarray, settings: np.ndarray, seed: np.ndarray,
-             step: np.ndarray, **_: Any) -> tuple[np.ndarray]:
+    def _run(self, logits: np.ndarray, settings: np.ndarray, seed: np.ndarray, step: np.ndarray,
+             **_: Any) -> tuple[np.ndarray]:
         first = int(step.reshape(-1)[0])  # on TensorRT 8 the low word
         (seed,) = seed.view(np.int64).reshape(-1)
-        rows = zip(logits.reshape(-1, logits.shape[-1]), likeliest.reshape(-1), strict=True)
-        tokens = [draw(row, int(best), settings, int(seed), first + place) for place, (row, best) in enumerate(rows)]
-        return (np.array(tokens, likeliest.dtype).reshape(likeliest.shape),)
+        rows = logits.reshape(-1, logits.shape[-1])
+        tokens = [draw(row, settings, int(seed), first + place) for place, row in enumerate(rows)]
+        return (np.array(tokens, np.int64).reshape(logits.shape[:-1]),)
 
 
-OPS = (Int4MatMul, Int8MatMul, Fp16MatMul, RmsNorm, LayerNorm, CachedAttention, GreedyToken, SampleToken)
+OPS = (Int4MatMul, Int8MatMul, Fp16MatMul, RmsNorm, LayerNorm, CachedAttention, SampleToken)

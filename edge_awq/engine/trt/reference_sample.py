@@ -48,8 +48,15 @@ def filtered(logits: np.ndarray, settings: np.ndarray) -> np.ndarray:
     return scores
 
 
-def draw(logits: np.ndarray, likeliest: int, settings: np.ndarray, seed: int, step: int) -> int:
-    """The token of one row of logits [size] float32; ``likeliest`` is what GreedyToken gives for them."""
+def likeliest_token(logits: np.ndarray) -> int:
+    """The first largest of logits [size], or the first NaN; 2^32 more where that is not finite."""
+    best = int(logits.argmax())
+    return best if np.isfinite(logits[best]) else best + FINITE
+
+
+def draw(logits: np.ndarray, settings: np.ndarray, seed: int, step: int) -> int:
+    """The token of one row of logits [size] float32."""
+    likeliest = likeliest_token(logits)
     if likeliest >= FINITE or not settings[0] >= SMALLEST_TEMPERATURE:
         return likeliest
     scores = filtered(logits, settings)

@@ -190,11 +190,9 @@ class IExecutionContext:
         self.array("logits", (len(found), VOCAB))[:] = found
         if "tokens" in tensors:  # INT64, or pairs of INT32, low word first: the same bytes
             words = self.engine.cuda.bytes_at(self.addresses["tokens"], 8 * len(found)).view("<i8")
-            likeliest = np.argmax(found, axis=1) + (~np.isfinite(np.max(found, axis=1)) * (1 << 32))
             settings = self.array("sampling", (4,))
             (seed,) = self.engine.cuda.bytes_at(self.addresses["seed"], 8).view("<i8")
-            words[:] = [draw(row, int(best), settings, int(seed), past + place)
-                        for place, (row, best) in enumerate(zip(found, likeliest, strict=True))]
+            words[:] = [draw(row, settings, int(seed), past + place) for place, row in enumerate(found)]
 
 
 class ExecutionContext8(IExecutionContext):

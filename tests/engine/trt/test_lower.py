@@ -128,10 +128,10 @@ def test_an_engine_holds_no_weights(family):
 @pytest.mark.parametrize(("name", "rows"), [
     ("llama-2-7b", 8), ("llama-2-13b", 6), ("mpt-7b", 8), ("mpt-30b", 4), ("falcon-7b", 7)])
 def test_full_sized_models_decode_in_five_launches_a_layer(name, rows):
-    """Besides them, the lookup of tokens, the head, and both parts of the choice."""
+    """Besides them, the lookup of tokens, the head, and the choice."""
     model, config = graph_of_shape(name)
     lowered = lower(model, LoweringOptions(choose=True))
-    assert len(lowered.model.graph.node) == 5 * config.num_layers + 4
+    assert len(lowered.model.graph.node) == 5 * config.num_layers + 3
     assert (lowered.most_rows, lowered.declined) == (rows, ())
     assert lowered.model.ByteSize() < 250_000
 

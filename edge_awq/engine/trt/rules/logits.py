@@ -1,13 +1,11 @@
 """logits = Identity(y)  ->  y itself, float32 where a matmul makes it; and, if asked for,
 
-    tokens = SampleToken(logits, GreedyToken(logits), sampling, seed, past_length)
+    tokens = SampleToken(logits, sampling, seed, past_length)
 
 Rounded to float16, large logits would be up to 2 ** -11 of their size off.
 
 The inputs sampling float32 [4], as SAMPLE_SETTINGS has them, and seed int64 [1] say how tokens are chosen: zeros are
-greedy, and the same seed draws the same token at the same place. So one engine serves all settings. A greedy pass pays
-for that with one launch that returns at once, about 2 us; an engine or graph of its own would save them, but take a
-second build, of minutes on a Jetson, and memory.
+greedy, and the same seed draws the same token at the same place. So one engine serves all settings.
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from edge_awq.engine.trt.draft import Draft, absorb, has_one_reader, matmul_of, producer
-from edge_awq.engine.trt.names import GREEDY, SAMPLE, SAMPLE_SETTINGS
+from edge_awq.engine.trt.names import SAMPLE, SAMPLE_SETTINGS
 
-OUTPUT, TOKENS, LIKELIEST = "logits", "tokens", "likeliest"
+OUTPUT, TOKENS = "logits", "tokens"
 SETTINGS, SEED, PAST_LENGTH = "sampling", "seed", "past_length"
 
 
@@ -42,12 +40,11 @@ def apply(draft: Draft) -> None:
 def _choose(draft: Draft, logits: gs.Tensor) -> None:
     old, rows = draft.options.tensorrt_major < 10, logits.shape[1]
     dtype, shape = (np.int32, (1, rows, 2)) if old else (np.int64, (1, rows))
-    likeliest, tokens = (gs.Variable(name, np.dtype(dtype), shape) for name in (LIKELIEST, TOKENS))
+    tokens = gs.Variable(TOKENS, np.dtype(dtype), shape)
     settings = gs.Variable(SETTINGS, np.dtype(np.float32), (len(SAMPLE_SETTINGS),))
     seed = gs.Variable(SEED, np.dtype(np.int64), (1,))
     step = next(tensor for tensor in draft.graph.inputs if tensor.name == PAST_LENGTH)
-    draft.plugin(GREEDY, LIKELIEST, [logits], [likeliest])
-    draft.plugin(SAMPLE, TOKENS, [logits, likeliest, settings, seed, step], [tokens])
+    draft.plugin(SAMPLE, TOKENS, [logits, settings, seed, step], [tokens])
     draft.graph.inputs += [settings, seed]
     draft.graph.outputs.append(tokens)
 

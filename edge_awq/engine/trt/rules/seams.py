@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from edge_awq.engine.trt.draft import Draft, extras
-from edge_awq.engine.trt.names import ATTENTION, DOMAIN, EXTRAS, GREEDY, MATMUL_WEIGHTS, NORMS, SAMPLE
+from edge_awq.engine.trt.names import ATTENTION, DOMAIN, EXTRAS, MATMUL_WEIGHTS, NORMS, SAMPLE
 
 FLOATS = ("float16", "float32")
 PASS_ON = ("Reshape", "Slice", "Gather", "Shape")  # give what they take
@@ -56,7 +56,7 @@ def _plugin_types(node: gs.Node) -> list[str]:
         return [*["float16"] * heads, *cache, "", *["float32"] * tables]
     if node.op in NORMS:
         return ["float16", *["float32"] * (len(node.inputs) - 1)]
-    return ["float32", "", "float32", "", ""] if node.op == SAMPLE else ["float32"]
+    return ["float32", "float32", "", ""] if node.op == SAMPLE else ["float32"]
 
 
 def _given(node: gs.Node, output: gs.Tensor, types: dict[str, str]) -> str:
@@ -64,7 +64,7 @@ def _given(node: gs.Node, output: gs.Tensor, types: dict[str, str]) -> str:
         return np.dtype(output.dtype).name  # of the cache
     if node.domain == DOMAIN:
         is_float32 = node.attrs.get("fp32_output")
-        return "int64" if node.op in (GREEDY, SAMPLE) else "float32" if is_float32 else "float16"
+        return "int64" if node.op == SAMPLE else "float32" if is_float32 else "float16"
     if node.op == "Shape":
         return "int64"
     if node.op == "Cast":
