@@ -1,0 +1,198 @@
+// The memories that PTX addresses, stricter than a GPU's: an access that is misaligned, or out of what was allocated, is
+// a fault, and so is what a GPU does not define.
+//
+// Shared memory: two threads at one place, one of them writing, with no barrier between; a place that an asynchronous
+// copy has yet to write. Global memory: ld.global.nc of what this launch has written; in a launch that may begin before
+// the last one ends, whatever that one wrote, and any write, before griddepcontrol.wait.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace ptx {
+
+// What a kernel did that it may not do.
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+inline std::string hex(uint64_t value) {
+  char text[24];
+  std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
+  return text;
+}
+
+inline void check_aligned(uint64_t address, size_t bytes) {
+  if (address % bytes) throw Fault(hex(address) + " is not a multiple of " + std::to_string(bytes));
+}
+
+class GlobalMemory {
+ public:
+  // Global addresses are the host's; nothing else may lie where shared memory's do.
+  static constexpr uint64_t kLowest = 1 << 20;
+
+  void allocate(uint64_t begin, size_t bytes) { allocations_[begin] = {bytes, {}}; }
+  void free(uint64_t begin) { allocations_.erase(begin), last_ = nullptr; }
+
+  // What launches before have written is there, unless this one may have begun before they ended.
+  void begin_launch(bool is_dependent) {
+    for (auto& [begin, allocation] : allocations_)
+      for (unsigned char& flags : allocation.flags) flags = is_dependent && flags ? kWrittenBefore : 0;
+  }
+
+  // From the host, once all launches have ended.
+  void synchronize() { begin_launch(false); }
+
+  // `has_waited`: the thread, at griddepcontrol.wait, or it need not.
+  const void* read(uint64_t address, size_t bytes, bool has_waited, bool is_constant = false) {
+    const unsigned char* const flags = find(address, bytes, "reads").second;
+    if (flags && !has_waited && has(flags, bytes, kWrittenBefore))
+      throw Fault("reads, before griddepcontrol.wait, what an earlier kernel writes at " + hex(address));
+    if (flags && is_constant && has(flags, bytes, kWritten))
+      throw Fault("reads, as if it were constant, what this kernel wrote at " + hex(address));
+    return reinterpret_cast<const void*>(address);
+  }
+
+  void* write(uint64_t address, size_t bytes, bool has_waited) {
+    auto [allocation, flags] = find(address, bytes, "writes");
+    if (!has_waited) throw Fault("writes before griddepcontrol.wait at " + hex(address));
+    if (!flags) {
+      allocation->flags.resize(allocation->bytes);
+      flags = find(address, bytes, "writes").second;
+    }
+    std::memset(flags, kWritten, bytes);
+    return reinterpret_cast<void*>(address);
+  }
+
+ private:
+  static constexpr unsigned char kWritten = 1, kWrittenBefore = 2;
+
+  struct Allocation {
+    size_t bytes;
+    std::vector<unsigned char> flags;  // of each byte; empty until something is written
+  };
+
+  static bool has(const unsigned char* flags, size_t bytes, unsigned char flag) {
+    for (size_t i = 0; i < bytes; ++i)
+      if (flags[i] == flag) return true;
+    return false;
+  }
+
+  std::pair<Allocation*, unsigned char*> find(uint64_t address, size_t bytes, const char* does) {
+    check_aligned(address, bytes);
+    if (!last_ || address < begin_ || address + bytes > begin_ + last_->bytes) look_up(address, bytes, does);
+    return {last_, last_->flags.empty() ? nullptr : last_->flags.data() + (address - begin_)};
+  }
+
+  void look_up(uint64_t address, size_t bytes, const char* does) {
+    auto after = allocations_.upper_bound(address);
+    if (after == allocations_.begin()) throw Fault(outside(address, does, after));
+    const auto found = std::prev(after);
+    if (address + bytes > found->first + found->second.bytes) throw Fault(outside(address, does, found));
+    begin_ = found->first;
+    last_ = &found->second;
+  }
+
+  std::string outside(uint64_t address, const char* does, std::map<uint64_t, Allocation>::iterator near) const {
+    std::string text = std::string(does) + " outside all allocations at " + hex(address);
+    if (near == allocations_.end()) return text;
+    const auto distance = static_cast<long long>(address - near->first);
+    return text + ", byte " + std::to_string(distance) + " of one of " + std::to_string(near->second.bytes);
+  }
+
+  std::map<uint64_t, Allocation> allocations_;
+  Allocation* last_ = nullptr;  // that was looked up, and where it begins
+  uint64_t begin_ = 0;
+};
+
+class SharedMemory {
+ public:
+  static constexpr size_t kFirst = 1024;  // address of the first byte: none is near zero
+  static constexpr size_t kMostBytes = 227 * 1024;
+  static constexpr unsigned kSeveral = 1023, kAtomic = 1022;  // no thread has such a number
+
+  void begin_block(size_t bytes) {
+    bytes_ = bytes;
+    if (data_.empty()) data_.resize(kMostBytes), pending_.resize(kMostBytes / 16), marks_.resize(kMostBytes / 2);
+    std::memset(data_.data(), 0xff, bytes_);  // NaN as half and as float, -1 as an integer
+    std::memset(pending_.data(), 0, (bytes_ + 15) / 16);
+    pass_barrier();
+  }
+
+  // What was done before is before all that follows.
+  void pass_barrier() {
+    if (++time_ < (1u << 22)) return;
+    time_ = 1;
+    marks_.assign(marks_.size(), {});
+  }
+
+  void* read(uint64_t address, size_t bytes, unsigned thread) {
+    const size_t at = place(address, bytes, "reads");
+    for (size_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
+      Mark& mark = marks_[i];
+      if (is_now(mark.written) && mark.written % 1024 != thread) throw Fault(race("reads what", mark.written, "wrote", at));
+      mark.read = is_now(mark.read) && mark.read % 1024 != thread ? stamp(kSeveral) : stamp(thread);
+    }
+    return data_.data() + at;
+  }
+
+  void* write(uint64_t address, size_t bytes, unsigned thread) {
+    const size_t at = place(address, bytes, "writes");
+    for (size_t i = at / 2; i < (at + bytes + 1) / 2; ++i) {
+      Mark& mark = marks_[i];
+      if (is_now(mark.written) && mark.written % 1024 != thread) throw Fault(race("writes what", mark.written, "wrote", at));
+      if (is_now(mark.read) && mark.read % 1024 != thread && thread != kAtomic)
+        throw Fault(race("writes what", mark.read, "reads", at));
+      mark.written = stamp(thread);
+    }
+    return data_.data() + at;
+  }
+
+  // A copy begins: its thread writes from now on until it has waited.
+  void begin_copy(uint64_t address, size_t bytes, unsigned thread) {
+    write(address, bytes, thread);
+    ++pending_[(address - kFirst) / 16];
+  }
+
+  void* end_copy(uint64_t address, size_t bytes, unsigned thread) {
+    --pending_[(address - kFirst) / 16];
+    return write(address, bytes, thread);
+  }
+
+ private:
+  // When and by whom a place of two bytes was last written and read: barriers and blocks are counted.
+  struct Mark {
+    uint32_t written = 0, read = 0;
+  };
+
+  uint32_t stamp(unsigned thread) const { return time_ << 10 | thread; }
+  bool is_now(uint32_t stamp) const { return stamp >> 10 == time_; }
+
+  size_t place(uint64_t address, size_t bytes, const char* does) const {
+    check_aligned(address, bytes);
+    if (address < kFirst || address + bytes > kFirst + bytes_)
+      throw Fault(std::string(does) + " byte " + std::to_string(static_cast<int64_t>(address - kFirst)) +
+                  " of shared memory of " + std::to_string(bytes_));
+    const size_t at = address - kFirst;
+    if (pending_[at / 16])
+      throw Fault(std::string(does) + " byte " + std::to_string(at) + " of shared memory, where a copy has yet to land");
+    return at;
+  }
+
+  std::string race(const char* does, uint32_t other, const char* did, size_t at) const {
+    const unsigned thread = other % 1024;
+    const std::string who = thread == kSeveral ? "other threads" : thread == kAtomic ? "an addition" : "thread " + std::to_string(thread);
+    return std::string(does) + " " + who + " " + did + " since the last barrier, byte " + std::to_string(at) + " of shared memory";
+  }
+
+  size_t bytes_ = 0;
+  uint32_t time_ = 0;
+  std::vector<unsigned char> data_, pending_;  // the latter: copies under way, by 16 bytes
+  std::vector<Mark> marks_;
+};
+
+}  // namespace ptx
