@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <map>
 #include <set>
+#include <sstream>
 
 namespace {
 
@@ -41,6 +42,14 @@ struct Fake {
   bool is_capturing = false;
   Arguments last;
 } fake;
+
+// What a process that is not asked with fake_set() starts with: $EDGE_AWQ_FAKE_SETTINGS, such as "schedule=1 run=0".
+const bool has_settings = [] {
+  const char* const given = std::getenv("EDGE_AWQ_FAKE_SETTINGS");
+  std::istringstream words(given ? given : "");
+  for (std::string word; words >> word;) fake.settings[word.substr(0, word.find('='))] = std::stoi(word.substr(word.find('=') + 1));
+  return given != nullptr;
+}();
 
 thread_local std::vector<void*> contexts;  // of the calling thread, the current one last
 

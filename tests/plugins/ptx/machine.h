@@ -72,7 +72,9 @@ struct Warp {
   const Kernel* kernel = nullptr;
   unsigned first = 0;    // thread
   uint32_t lanes = 0;    // that there are
-  uint32_t waited = 0;   // at griddepcontrol.wait
+  uint32_t waited = 0;    // at griddepcontrol.wait
+  uint32_t unfenced = 0;  // lanes that have written to global memory since their last fence
+  uint32_t acquired = 0;  // that have fenced after their block came to a counter
   std::vector<Group> groups;
   std::vector<unsigned char> registers;
   std::vector<uint32_t> is_written;
@@ -102,7 +104,8 @@ struct Block {
   SharedMemory shared;
   std::vector<Warp> warps;
   unsigned number = 0;
-  bool barrier_or = false, last_or = false;  // bar.red.or: of those that have come, and of the last barrier
+  bool barrier_or = false;   // bar.red.or, of those that have come
+  bool has_arrived = false;  // at a counter
   int lane = 0;       // that is being executed
   std::string where;  // the instruction at fault
 };
@@ -115,7 +118,7 @@ class Machine {
   void run(const Launch& launch) {
     random_.seed(launch.schedule);
     block_.launch = &launch;
-    block_.global->begin_launch(launch.is_dependent);
+    block_.global->begin_launch(launch.is_dependent, launch.blocks);
     for (unsigned block : order(launch.blocks)) {
       block_.number = block;
       try {
@@ -139,6 +142,8 @@ class Machine {
   void run_block() {
     const Launch& launch = *block_.launch;
     block_.where = "start";
+    block_.has_arrived = block_.barrier_or = false;
+    block_.global->begin_block(block_.number);
     block_.shared.begin_block(launch.kernel->dynamic_begin + launch.dynamic_shared);
     block_.warps.resize((launch.threads + kWarpSize - 1) / kWarpSize);
     for (size_t i = 0; i < block_.warps.size(); ++i) start(block_.warps[i], static_cast<unsigned>(i) * kWarpSize);
@@ -164,6 +169,7 @@ class Machine {
     const unsigned lanes = std::min(launch.threads - first, static_cast<unsigned>(kWarpSize));
     warp.lanes = kAllLanes >> (kWarpSize - lanes);
     warp.waited = launch.is_dependent ? 0 : kAllLanes;
+    warp.unfenced = warp.acquired = 0;
     warp.groups = {{0, warp.lanes}};
     for (auto& copies : warp.uncommitted) copies.clear();
     for (auto& copies : warp.committed) copies.clear();
@@ -321,6 +327,9 @@ class Machine {
       if (mask & ~needed) fail(warp, place, mask & ~needed, "is not in its own member mask");
     }
     if (needed & ~mask) {
+      const bool is_in_order = block_.launch->schedule == 0;
+      if (instruction.flow == Flow::kAligned && is_in_order)
+        fail(warp, place, mask, "is reached by lanes " + hex(mask) + " only, while others are elsewhere");
       group.is_waiting = true;
       return false;
     }
@@ -344,6 +353,7 @@ class Machine {
     }
     block_.barrier_or = false;
     block_.shared.pass_barrier();
+    block_.global->pass_barrier();
   }
 
   [[noreturn]] void fail(const Warp& warp, uint32_t place, uint32_t mask, const std::string& what) {

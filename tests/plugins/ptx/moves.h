@@ -20,21 +20,25 @@ inline const void* parameter(const Launch& launch, uint64_t address, size_t byte
   return launch.parameters.data() + (address - kParameterSpace);
 }
 
+inline Accessor accessor(const Warp& warp, int lane) {
+  return {warp.first + static_cast<unsigned>(lane), (warp.waited >> lane & 1u) != 0, (warp.acquired >> lane & 1u) != 0};
+}
+
 template <class Do>
 void for_lanes(Warp& warp, uint32_t mask, const Do& act) {
   for (int lane = 0; lane < kWarpSize; ++lane)
-    if (mask >> lane & 1u) act(warp.block->lane = lane, warp.first + static_cast<unsigned>(lane), warp.waited >> lane & 1u);
+    if (mask >> lane & 1u) act(warp.block->lane = lane, accessor(warp, lane));
 }
 
 template <Space space, class Value, class Register, int count>
 void load(Warp& warp, const Instruction& in, uint32_t mask) {
   constexpr size_t kBytes = sizeof(Value) * count;
-  for_lanes(warp, mask, [&](int lane, unsigned thread, bool has_waited) {
+  for_lanes(warp, mask, [&](int lane, const Accessor& who) {
     const uint64_t address = address_of(warp, in, in.slots[count], lane);
     const void* from = nullptr;
-    if constexpr (space == Space::kShared) from = warp.block->shared.read(address, kBytes, thread);
+    if constexpr (space == Space::kShared) from = warp.block->shared.read(address, kBytes, who.thread);
     else if constexpr (space == Space::kParameter) from = parameter(*warp.block->launch, address, kBytes);
-    else from = warp.block->global->read(address, kBytes, has_waited, space == Space::kConstant);
+    else from = warp.block->global->read(address, kBytes, who, space == Space::kConstant);
     Value values[count];
     std::memcpy(values, from, kBytes);
     for (int i = 0; i < count; ++i) warp.at<Register>(in.slots[static_cast<size_t>(i)])[lane] = values[i];
@@ -44,14 +48,14 @@ void load(Warp& warp, const Instruction& in, uint32_t mask) {
 template <Space space, class Value, int count>
 void store(Warp& warp, const Instruction& in, uint32_t mask) {
   constexpr size_t kBytes = sizeof(Value) * count;
-  for_lanes(warp, mask, [&](int lane, unsigned thread, bool has_waited) {
+  for_lanes(warp, mask, [&](int lane, const Accessor& who) {
     Value values[count];
     for (int i = 0; i < count; ++i) values[i] = warp.at<Value>(in.slots[static_cast<size_t>(1 + i)])[lane];
     const uint64_t address = address_of(warp, in, in.slots[0], lane);
-    std::memcpy(space == Space::kShared ? warp.block->shared.write(address, kBytes, thread)
-                                        : warp.block->global->write(address, kBytes, has_waited),
-                values, kBytes);
+    if constexpr (space == Space::kShared) std::memcpy(warp.block->shared.write(address, kBytes, who.thread), values, kBytes);
+    else warp.block->global->write(address, kBytes, who, values);
   });
+  if constexpr (space == Space::kGlobal) warp.unfenced |= mask;
 }
 
 // "ld": into a register that is wider than what is loaded, by its sign if the type has one, else with zeros.
@@ -102,19 +106,33 @@ void add_stores(Opcodes& table, const std::string& name) {
   }
 }
 
+inline void arrive(Block& block) {
+  uint32_t unfenced = 0;
+  for (const Warp& warp : block.warps) unfenced |= warp.unfenced;
+  block.has_arrived = true;
+  block.global->publish(!unfenced);
+}
+
+// "membar.gl": what the thread wrote is before what it does next, for all threads of the GPU.
+inline void fence(Warp& warp, const Instruction&, uint32_t mask) {
+  warp.unfenced &= ~mask;
+  if (warp.block->has_arrived) warp.acquired |= mask;
+}
+
 // "atom": what was there before is returned.
 template <Space space, auto function>
 void atomic(Warp& warp, const Instruction& in, uint32_t mask) {
-  for_lanes(warp, mask, [&](int lane, unsigned, bool has_waited) {
+  for_lanes(warp, mask, [&](int lane, const Accessor& who) {
     const uint64_t address = address_of(warp, in, in.slots[1], lane);
     void* const at = space == Space::kShared ? warp.block->shared.write(address, 4, SharedMemory::kAtomic)
-                                             : warp.block->global->write(address, 4, has_waited);
+                                             : warp.block->global->change(address, 4, who);
     uint32_t old;
     std::memcpy(&old, at, 4);
     const uint32_t fresh = function(old, warp.at<uint32_t>(in.slots[2])[lane]);
     std::memcpy(at, &fresh, 4);
     warp.at<uint32_t>(in.slots[0])[lane] = old;
   });
+  if constexpr (space == Space::kGlobal) arrive(*warp.block);
 }
 
 template <Space space, auto function>
@@ -129,19 +147,19 @@ void decode_atomic(Decoder& decoder) {
 // "cp.async": 16 bytes, of which so many are read and the rest is zeros. What it reads has to be there when it is asked
 // for; it is read, and written, as late as may be: when its thread waits.
 inline void begin_copy(Warp& warp, const Instruction& in, uint32_t mask) {
-  for_lanes(warp, mask, [&](int lane, unsigned thread, bool has_waited) {
+  for_lanes(warp, mask, [&](int lane, const Accessor& who) {
     const uint64_t to = warp.at<uint32_t>(in.slots[0])[lane], from = warp.at<uint64_t>(in.slots[1])[lane];
     const uint32_t bytes = warp.at<uint32_t>(in.slots[2])[lane];
     if (bytes != 0 && bytes != 16) throw Fault("copies " + std::to_string(bytes) + " of 16 bytes");
     check_aligned(from, 16);
-    if (bytes) warp.block->global->read(from, bytes, has_waited);
-    warp.block->shared.begin_copy(to, 16, thread);
+    if (bytes) warp.block->global->read(from, bytes, who);
+    warp.block->shared.begin_copy(to, 16, who.thread);
     warp.uncommitted[static_cast<size_t>(lane)].push_back({to, from, bytes});
   });
 }
 
 inline void commit_copies(Warp& warp, const Instruction&, uint32_t mask) {
-  for_lanes(warp, mask, [&](int lane, unsigned, bool) {
+  for_lanes(warp, mask, [&](int lane, const Accessor&) {
     auto& copies = warp.uncommitted[static_cast<size_t>(lane)];
     warp.committed[static_cast<size_t>(lane)].push_back(std::move(copies));
     copies.clear();
@@ -150,13 +168,13 @@ inline void commit_copies(Warp& warp, const Instruction&, uint32_t mask) {
 
 // "cp.async.wait_group N": for all but the N latest groups of the thread.
 inline void wait_for_copies(Warp& warp, const Instruction& in, uint32_t mask) {
-  for_lanes(warp, mask, [&](int lane, unsigned thread, bool) {
+  for_lanes(warp, mask, [&](int lane, const Accessor& who) {
     auto& groups = warp.committed[static_cast<size_t>(lane)];
     for (; groups.size() > static_cast<size_t>(in.number); groups.pop_front())
       for (const Copy& copy : groups.front()) {
         unsigned char bytes[16] = {};
         if (copy.bytes) std::memcpy(bytes, reinterpret_cast<const void*>(copy.from), copy.bytes);
-        std::memcpy(warp.block->shared.end_copy(copy.to, 16, thread), bytes, 16);
+        std::memcpy(warp.block->shared.end_copy(copy.to, 16, who.thread), bytes, 16);
       }
   });
 }
@@ -195,8 +213,11 @@ inline void add_moves(Opcodes& table) {
     decoder.instruction.number = decoder.number(0);
     decoder.instruction.execute = wait_for_copies;
   };
-  // "membar": one thread at a time has no other order than its own.
-  table["membar.gl"] = table["griddepcontrol.launch_dependents"] = [](Decoder& decoder) {
+  table["membar.gl"] = [](Decoder& decoder) {
+    decoder.expect_operands(0);
+    decoder.instruction.execute = fence;
+  };
+  table["griddepcontrol.launch_dependents"] = [](Decoder& decoder) {  // launches follow one another anyway
     decoder.expect_operands(0);
     decoder.instruction.execute = +[](Warp&, const Instruction&, uint32_t) {};
   };
