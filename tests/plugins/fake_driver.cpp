@@ -1,8 +1,12 @@
 // A libcuda.so.1 for tests: device memory is host memory, kernels run on fibers, every call that matters is written
 // down. Faults are made to order. Streams are one: everything happens at once, or when a captured graph is launched.
-#include "../../plugins/harness.cpp"
+// ptx/driver.cpp is the same driver over a machine that executes the kernels' PTX.
+#ifdef EDGE_AWQ_PTX
+#include "ptx/device.h"
+#else
+#include "fibers_device.h"
+#endif
 
-#include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -10,26 +14,16 @@
 #include <cstdlib>
 #include <map>
 #include <set>
+#include <sstream>
 
 namespace {
 
-constexpr int kInvalidValue = 1, kOutOfMemory = 2, kInvalidContext = 201, kNotFound = 500;
-constexpr int kMaxDynamicShared = 8;
+using device::Arguments, device::Recorded, device::kInvalidValue, device::kMostArgumentBytes;
+
+constexpr int kOutOfMemory = 2, kInvalidContext = 201, kNotFound = 500;
+constexpr int kMaxDynamicShared = 8, kProgrammaticSerialization = 6;
 constexpr int kMultiprocessors = 16, kIntegrated = 18, kMajor = 75, kMinor = 76;
-constexpr size_t kMostArgumentBytes = 320;
 constexpr size_t kSharedWithoutAsking = 48 * 1024;  // of a block, static and dynamic
-
-struct Arguments {  // larger than any kernel's: what lies behind them is copied too, and not read
-  unsigned char bytes[kMostArgumentBytes];
-};
-
-struct Recorded {
-  std::string kernel;
-  unsigned blocks, threads, shared_bytes;
-  Arguments arguments;
-  void (*host)(void*) = nullptr;  // in a kernel's place: a function of the host's, and what it is given
-  void* given = nullptr;
-};
 
 struct Module {
   std::string image;
@@ -37,7 +31,7 @@ struct Module {
 
 struct Fake {
   std::string calls;  // a line each
-  std::map<std::string, int> settings = {{"compute_capability", 87}, {"multiprocessors", 16}, {"context", 1},
+  std::map<std::string, int> settings = {{"compute_capability", device::kComputeCapability}, {"multiprocessors", 16}, {"context", 1},
                                          {"context_id", 1},          {"run", 1},              {"schedule", 0},
                                          {"needs_context", 0}};
   std::map<std::string, int> faults;  // function: status
@@ -48,6 +42,14 @@ struct Fake {
   bool is_capturing = false;
   Arguments last;
 } fake;
+
+// What a process that is not asked with fake_set() starts with: $EDGE_AWQ_FAKE_SETTINGS, such as "schedule=1 run=0".
+const bool has_settings = [] {
+  const char* const given = std::getenv("EDGE_AWQ_FAKE_SETTINGS");
+  std::istringstream words(given ? given : "");
+  for (std::string word; words >> word;) fake.settings[word.substr(0, word.find('='))] = std::stoi(word.substr(word.find('=') + 1));
+  return given != nullptr;
+}();
 
 thread_local std::vector<void*> contexts;  // of the calling thread, the current one last
 
@@ -60,12 +62,6 @@ int outcome(const char* function) {
 }
 
 void note(const std::string& line) { fake.calls += line + "\n"; }
-
-void* find_symbol(const char* name) {
-  Dl_info self;
-  dladdr(reinterpret_cast<void*>(&note), &self);
-  return dlsym(dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD), name);
-}
 
 // Copies as much as is mapped: how large a kernel's arguments are only the compiled kernel knows.
 Arguments copy_arguments(const void* from) {
@@ -91,16 +87,12 @@ bool has_room(const Recorded& launch, size_t static_bytes) {
 int run(const Recorded& launch) {
   if (launch.host) return launch.host(launch.given), 0;
   if (!fake.settings["run"]) return 0;
-  const auto kernel = reinterpret_cast<void (*)(Arguments)>(find_symbol(launch.kernel.c_str()));
-  fibers::state.dynamic_bytes = launch.shared_bytes;
-  const auto result = fibers::launch(launch.blocks, launch.threads, static_cast<unsigned>(fake.settings["schedule"]),
-                                     [&] { kernel(launch.arguments); });
-  if (!has_room(launch, fibers::state.static_bytes)) return kInvalidValue;
-  return result == fibers::Outcome::kFinished && !fibers::state.overrun ? 0 : 719;  // CUDA_ERROR_LAUNCH_FAILED
+  return device::run(launch, static_cast<unsigned>(fake.settings["schedule"]), fake.settings["rounds_once"],
+                     [&](size_t static_bytes) { return has_room(launch, static_bytes); });
 }
 
 int launch(const char* function, void* kernel, const unsigned (&grid)[3], const unsigned (&block)[3], unsigned shared,
-           void* stream, void** parameters, const std::string& attributes) {
+           void* stream, void** parameters, const std::string& attributes, bool is_dependent) {
   const std::string& name = *static_cast<std::string*>(kernel);
   std::string line = std::string(function) + " " + name;
   for (unsigned value : grid) line += " " + std::to_string(value);
@@ -108,7 +100,7 @@ int launch(const char* function, void* kernel, const unsigned (&grid)[3], const 
   note(line + " " + std::to_string(shared) + " " + std::to_string(reinterpret_cast<uintptr_t>(stream)) + attributes);
   fake.last = copy_arguments(parameters[0]);
   if (const int status = outcome(function)) return status;
-  const Recorded recorded{name, grid[0], block[0], shared, fake.last};
+  const Recorded recorded{name, grid[0], block[0], shared, fake.last, nullptr, nullptr, is_dependent};
   if (!fake.is_capturing) return run(recorded);
   fake.captured.push_back(recorded);
   return 0;
@@ -156,8 +148,10 @@ int cuGetErrorName(int status, const char** name) {
 }
 
 int cuGetErrorString(int status, const char** text) {
+  static std::string fault;
+  fault = device::fault();
   const auto known = kNames.find(status);
-  *text = known == kNames.end() ? nullptr : known->second.text;
+  *text = known != kNames.end() ? known->second.text : fault.empty() ? nullptr : fault.c_str();
   return *text ? 0 : kInvalidValue;
 }
 
@@ -202,12 +196,13 @@ int cuModuleLoadData(void** module, const void* image) {
   const std::string text(static_cast<const char*>(image), strnlen(static_cast<const char*>(image), 64));
   note("cuModuleLoadData " + text.substr(0, text.find('\n')));
   *module = new Module{text};
-  return outcome("cuModuleLoadData");
+  if (const int status = outcome("cuModuleLoadData")) return status;
+  return device::load(static_cast<const char*>(image));
 }
 
 int cuModuleGetFunction(void** function, void*, const char* name) {
   note(std::string("cuModuleGetFunction ") + name);
-  if (!find_symbol(name)) return kNotFound;
+  if (!device::has(name)) return kNotFound;
   *function = const_cast<std::string*>(&*fake.kernels.insert(name).first);
   return outcome("cuModuleGetFunction");
 }
@@ -221,7 +216,7 @@ int cuFuncSetAttribute(void* function, int attribute, int value) {
 
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** parameters, void**) {
-  return launch("cuLaunchKernel", function, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, "");
+  return launch("cuLaunchKernel", function, {gx, gy, gz}, {bx, by, bz}, shared, stream, parameters, "", false);
 }
 
 struct Attribute {
@@ -239,10 +234,13 @@ struct Config {
 
 int cuLaunchKernelEx(const Config* config, void* function, void** parameters, void**) {
   std::string attributes;
-  for (unsigned i = 0; i < config->count; ++i)
+  bool is_dependent = false;
+  for (unsigned i = 0; i < config->count; ++i) {
+    is_dependent |= config->attributes[i].id == kProgrammaticSerialization && config->attributes[i].value[0] == 1;
     attributes += " " + std::to_string(config->attributes[i].id) + "=" + std::to_string(config->attributes[i].value[0]);
+  }
   return launch("cuLaunchKernelEx", function, config->grid, config->block, config->shared, config->stream, parameters,
-                attributes);
+                attributes, is_dependent);
 }
 
 int cuLaunchHostFunc(void*, void (*function)(void*), void* given) {
@@ -260,12 +258,14 @@ int cuMemAlloc_v2(void** address, size_t bytes) {
   *address = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::memset(*address, 0xff, bytes);  // as memory is that was somebody's: not zero
   fake.allocations[*address] = bytes;
+  device::allocate(*address, bytes);
   return 0;
 }
 
 int cuMemFree_v2(void* address) {
   if (const int status = outcome("cuMemFree_v2")) return status;
   if (!fake.allocations.erase(address)) return kInvalidValue;
+  device::free(address);
   std::free(address);
   return 0;
 }
@@ -311,6 +311,7 @@ int cuStreamDestroy_v2(void*) { return 0; }
 int cuStreamSynchronize(void*) {
   note("cuStreamSynchronize");
   if (fake.is_capturing) return 900;  // CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+  device::synchronize();
   return outcome("cuStreamSynchronize");
 }
 
