@@ -136,11 +136,13 @@ inline void add_conversions(Opcodes& table) {
   };
   table["cvt.f32.f16"] = each([](uint16_t a) -> float { return canonical(float_of(a)); });
   table["cvt.rn.f16.f32"] = each([](float a) -> uint16_t { return half_of(a); });
+  table["cvt.rn.f32.u32"] = each([](uint32_t a) -> float { return static_cast<float>(a); });
   table["cvt.rn.f32.s32"] = each([](int32_t a) -> float { return static_cast<float>(a); });
   table["cvt.rn.f64.u64"] = each([](uint64_t a) -> double { return static_cast<double>(a); });
   table["cvt.f64.f32"] = each([](float a) -> double { return a; });
   table["cvt.rn.f32.f64"] = each([](double a) -> float { return canonical(static_cast<float>(a)); });
   table["cvt.rzi.s32.f32"] = each([](float a) -> int32_t { return whole<int32_t>(a); });
+  table["cvt.rzi.u32.f32"] = each([](float a) -> uint32_t { return whole<uint32_t>(a); });
   table["cvt.rzi.u64.f32"] = each([](float a) -> uint64_t { return whole<uint64_t>(a); });
   table["cvt.rzi.u64.f64"] = each([](double a) -> uint64_t { return whole<uint64_t>(a); });
 }
