@@ -109,14 +109,15 @@ def build_cpu(folder: Path, watched: bool = False) -> Path:
     return compile_cpp(HERE / "harness.cpp", folder / HARNESS, watched)
 
 
-def compile_cpp(source: Path, library: Path, watched: bool = False) -> Path:
-    """A shared library from one C++17 source that runs kernels on fibers, with ``$CXX`` or g++; ``watched``: for races.
+def compile_cpp(source: Path, library: Path, watched: bool = False, standard: str = "c++17") -> Path:
+    """A shared library from one source that runs kernels on a CPU, with ``$CXX`` or g++; ``watched``: for races.
 
     Raises:
         BuildError: there is no compiler, or it refuses the source.
     """
     compiler = os.environ.get("CXX", "g++")
-    options = ["-std=c++17", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC"]
+    options = [f"-std={standard}", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas",
+               "-fPIC"]
     unlinked = library.with_suffix(".o")
     commands = [[*options, "-shared", source, "-o", library]]
     if watched:  # not in one, which would link the compiler's own library for this

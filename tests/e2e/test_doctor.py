@@ -70,7 +70,8 @@ def describe(root, available_mib, lowest_mhz):
     write(gpu / "max_freq", "612000000")
 
 
-def test_a_jetson_that_is_slower_than_it_could_be(jetson, tmp_path):
+def test_a_jetson_that_is_slower_than_it_could_be(jetson, tmp_path, monkeypatch):
+    install(monkeypatch)
     describe(tmp_path, 40_000, 306)
     things = found(jetson)
     state, text, hint = things["memory"]
@@ -80,7 +81,8 @@ def test_a_jetson_that_is_slower_than_it_could_be(jetson, tmp_path):
     assert things["GPU clock"][:2] == ("-", "306 to 612 MHz") and "jetson_clocks" in things["GPU clock"][2]
 
 
-def test_a_jetson_at_its_best(jetson, tmp_path):
+def test_a_jetson_at_its_best(jetson, tmp_path, monkeypatch):
+    install(monkeypatch)
     describe(tmp_path, 62_500, 612)
     things = found(replace(jetson, power_mode="MAXN"))
     assert things["memory"][0] == "ok" and things["memory"][2] is None and "power mode" not in things

@@ -51,7 +51,7 @@ def run_matmul(device, matrix, x, bias=None, dtype=np.float16):
     return device.get(y)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8, 9, 33, 130])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8, 9, 20, 33, 130])
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (4, 64), (8, 128), (8, 64)])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_integer_matmul(device, rng, shape, bits, group_size, rows):
@@ -93,7 +93,7 @@ def test_weights_made_halves_first(device, rng, bits, rows):
     assert_product(device.get(y), Fp16Matrix(matrix.weights.astype(np.float16)), x, roundings(1088))
 
 
-@pytest.mark.parametrize("rows", [1, 8, 64])
+@pytest.mark.parametrize("rows", [1, 8, 9, 20, 64, 130])
 @pytest.mark.parametrize(("N", "K"), SHAPES)
 def test_fp16_matmul(device, rng, N, K, rows):
     weight, x = rng.standard_normal((N, K)).astype(np.float16), activations(rng, rows, K)
@@ -102,17 +102,23 @@ def test_fp16_matmul(device, rng, N, K, rows):
     assert_product(device.get(y), Fp16Matrix(weight), x, roundings(K))
 
 
-def test_everything_around_a_matmul(device, rng):
-    matrix, x = random_matrix(rng, 2 * 48, 1088, 64), activations(rng, 2, 1088)
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_everything_around_a_matmul(device, rng, bits):
+    matrix = (Fp16Matrix((rng.standard_normal((2 * 48, 1088)) / 32).astype(np.float16)) if bits == 16 else
+              random_matrix(rng, 2 * 48, 1088, 64, bits))
+    x = activations(rng, 2, 1088)
     linear = {"norm": "rms", "norm_weight": rng.standard_normal(1088).astype(np.float32), "activation": "silu",
               "gated": 1, "act_scale": np.exp(rng.standard_normal(48)).astype(np.float32),
               "residual": rng.standard_normal((2, 48)).astype(np.float16)}
-    op = device.op("Int4MatMul", K=1088, N=96, group_size=64, norm=1, norm_epsilon=EPSILON, activation=4, gated=1,
-                   has_act_scale=1, has_residual=1)
+    grouped = {} if bits == 16 else {"group_size": 64}
+    op = device.op("Fp16MatMul" if bits == 16 else f"Int{bits}MatMul", K=1088, N=96, norm=1, norm_epsilon=EPSILON,
+                   activation=4, gated=1, has_act_scale=1, has_residual=1, **grouped)
     extras = [linear[name] for name in ("norm_weight", "act_scale", "residual")]
     y = device.poisoned((2, 48))
-    op.run([device.put(each) for each in (x, *stored(matrix), *extras)], [y])
-    assert_product(device.get(y), matrix, x, roundings(1088), cut(matrix, 2), **linear)
+    weights = [matrix.stored] if bits == 16 else stored(matrix)
+    op.run([device.put(each) for each in (x, *weights, *extras)], [y])
+    tolerance = 0.0 if bits == 16 else cut(matrix, 2)
+    assert_product(device.get(y), matrix, x, roundings(1088), tolerance, **linear)
 
 
 @pytest.mark.parametrize(("K", "rows", "norm"), [(4096, 6, "rms"), (4544, 5, "rms"), (2560, 8, None)])
@@ -143,6 +149,7 @@ def test_non_finite_activations_reach_their_own_row_only(device, rng, special):
 
 
 ATTENTIONS = [Heads(kv=2, share=2, size=size, rotary=size) for size in (64, 80, 96, 112, 128, 256)]
+ATTENTIONS += [Heads(kv=2, share=2, size=size, rotary=0, softcap=30.0) for size in (64, 80, 96, 112)]
 ATTENTIONS += [Heads(kv=1, share=71, size=64, rotary=64), Heads(kv=2, share=4, size=128, rotary=32, window=100)]
 ATTENTIONS += [Heads(kv=4, size=128, rotary=0, alibi=True), Heads(kv=2, share=2, size=256, rotary=256, softcap=50.0)]
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, processors
@@ -58,6 +58,11 @@ def test_ids_and_text_equal_sentencepiece(pair, text):
 @given(text=st.one_of(st.text(ALPHABET, max_size=40),
                       st.lists(st.sampled_from(CORPUS), min_size=1, max_size=3).map("\n ".join)))
 def test_ids_and_text_equal_sentencepiece_on_any_text(pair, text):
+    # Names of control symbols and of "unknown" are these tokens here, as in transformers; SentencePiece spells them.
+    processor = pair[0]
+    names = [processor.id_to_piece(index) for index in range(processor.get_piece_size())
+             if processor.is_control(index) or processor.is_unknown(index)]
+    assume(not any(name in text for name in names))
     # The two documented differences: a symbol alone, and grapheme clusters where the model normalizes.
     if text not in ("<turn>", "|x|"):
         assert_same(pair, text.replace("\u200d", ""))
