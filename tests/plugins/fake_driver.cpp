@@ -31,9 +31,9 @@ struct Module {
 
 struct Fake {
   std::string calls;  // a line each
-  std::map<std::string, int> settings = {{"compute_capability", device::kComputeCapability}, {"multiprocessors", 16}, {"context", 1},
-                                         {"context_id", 1},          {"run", 1},              {"schedule", 0},
-                                         {"needs_context", 0}};
+  std::map<std::string, int> settings = {{"compute_capability", device::kComputeCapability},
+                                         {"multiprocessors", 16}, {"context", 1},  {"context_id", 1},
+                                         {"run", 1},              {"schedule", 0}, {"needs_context", 0}};
   std::map<std::string, int> faults;  // function: status
   std::set<std::string> kernels;      // interned names: a CUfunction is one of these
   std::map<void*, size_t> allocations;
@@ -47,7 +47,10 @@ struct Fake {
 const bool has_settings = [] {
   const char* const given = std::getenv("EDGE_AWQ_FAKE_SETTINGS");
   std::istringstream words(given ? given : "");
-  for (std::string word; words >> word;) fake.settings[word.substr(0, word.find('='))] = std::stoi(word.substr(word.find('=') + 1));
+  for (std::string word; words >> word;) {
+    const size_t sign = word.find('=');
+    fake.settings[word.substr(0, sign)] = std::stoi(word.substr(sign + 1));
+  }
   return given != nullptr;
 }();
 

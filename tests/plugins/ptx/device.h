@@ -73,8 +73,10 @@ inline int run(const Recorded& recorded, unsigned schedule, bool rounds_once, co
   const ptx::Kernel& kernel = *state.kernels.at(recorded.kernel);
   const unsigned most = kernel.most_threads[0];
   if (!has_room(kernel.static_shared)) return refused(kInvalidValue, "too much shared memory");
-  if (most && recorded.threads > most) return refused(kOutOfResources, std::to_string(recorded.threads) + " threads of " + std::to_string(most));
-  if (kernel.parameter_bytes > kMostArgumentBytes) return refused(kInvalidValue, "more parameters than the driver copies");
+  if (most && recorded.threads > most)
+    return refused(kOutOfResources, std::to_string(recorded.threads) + " threads of " + std::to_string(most));
+  if (kernel.parameter_bytes > kMostArgumentBytes)
+    return refused(kInvalidValue, "more parameters than the driver copies");
   ptx::Launch launch{&kernel, recorded.blocks, recorded.threads, recorded.shared_bytes, schedule, {}, false, false};
   launch.parameters.assign(recorded.arguments.bytes, recorded.arguments.bytes + kernel.parameter_bytes);
   launch.is_dependent = recorded.is_dependent;
