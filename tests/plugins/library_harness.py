@@ -76,6 +76,13 @@ def built_driver() -> Path:
 
 
 @functools.cache
+def built_ptx_driver() -> Path:
+    """The same over a machine that executes PTX, ptx/driver.cpp."""
+    path = Path(folder().name) / "libptx_cuda.so"
+    return build_kernels.compile_cpp(HERE / "ptx" / "driver.cpp", path, standard="c++20")
+
+
+@functools.cache
 def named_driver() -> Path:
     """The same under the name by which a driver is looked for; $LD_LIBRARY_PATH must name its folder."""
     named = Path(folder().name) / "driver" / "libcuda.so.1"

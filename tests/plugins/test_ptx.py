@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from library_harness import DRIVER_VARIABLE, HERE, build_kernels, build_library, folder
+from library_harness import DRIVER_VARIABLE, HERE, build_kernels, build_library, built_ptx_driver, folder
 
 from edge_awq.plugins import OVERRIDE
 
@@ -78,8 +78,7 @@ def machine_for(driver, architecture):
 
 @pytest.fixture(scope="module")
 def driver():
-    source = HERE / "ptx" / "driver.cpp"
-    return build_kernels.compile_cpp(source, Path(folder().name) / "libptx_cuda.so", standard="c++20")
+    return built_ptx_driver()
 
 
 @pytest.fixture(scope="module")
