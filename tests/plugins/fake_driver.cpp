@@ -117,6 +117,10 @@ extern "C" {
 
 const char* fake_calls() { return fake.calls.c_str(); }
 void fake_forget() { fake.calls.clear(); }
+// Memory of the host's becomes the device's, and no longer is.
+void fake_lend(const void* begin, size_t bytes) { device::allocate(begin, bytes); }
+void fake_take_back(const void* begin) { device::free(begin); }
+
 void fake_set(const char* name, int value) {
   fake.settings[name] = value;
   if (std::strcmp(name, "context_id") == 0) fake.allowed.clear();  // a new context has functions of its own

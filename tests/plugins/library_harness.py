@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from kernel_harness import PLUGINS, KernelError, build_kernels, need_compiler
 
 from edge_awq.plugins import load_library
@@ -83,6 +85,26 @@ def built_ptx_driver() -> Path:
 
 
 @functools.cache
+def ptx_texts(architecture: str = build_kernels.PTX_ARCHITECTURE) -> dict[str, str]:
+    """What NVRTC makes of each kernel file, under the name that the library's build wants of its newest PTX."""
+    nvrtc = build_kernels.Nvrtc.find()
+    if nvrtc is None:
+        pytest.skip(f"NVRTC is not installed: pip install {build_kernels.NVRTC_REQUIREMENT}")
+    return {f"{source.parent.name}_{source.stem}.{build_kernels.PTX_ARCHITECTURE}.ptx":
+            nvrtc.compile(source, architecture).decode().rstrip("\0") for source in build_kernels.KERNELS}
+
+
+@functools.cache
+def built_ptx_library(architecture: str = build_kernels.PTX_ARCHITECTURE) -> Path:
+    """The real library with PTX alone."""
+    where = Path(folder().name) / f"ptx-{architecture}"
+    where.mkdir()
+    for name, text in ptx_texts(architecture).items():
+        (where / name).write_text(text)
+    return build_library(where, [where / name for name in ptx_texts(architecture)])
+
+
+@functools.cache
 def named_driver() -> Path:
     """The same under the name by which a driver is looked for; $LD_LIBRARY_PATH must name its folder."""
     named = Path(folder().name) / "driver" / "libcuda.so.1"
@@ -94,10 +116,10 @@ def named_driver() -> Path:
 CONTEXT_IDS = itertools.count(2)  # never again the same: a library that is loaded sees the last one's context
 
 
-def fresh_library(driver: Path | str) -> ctypes.CDLL:
+def fresh_library(driver: Path | str, original: Path | None = None) -> ctypes.CDLL:
     """A copy of the library, so that it meets ``driver`` as if no other had been there before."""
     copy = Path(tempfile.mkdtemp(dir=folder().name)) / "libedge_awq_plugins.so"
-    shutil.copy(built_library(), copy)
+    shutil.copy(original or built_library(), copy)
     library = load_library(copy)
     before = os.environ.get(DRIVER_VARIABLE)
     os.environ[DRIVER_VARIABLE] = str(driver)
@@ -145,21 +167,31 @@ class Device:
 
     library: ctypes.CDLL
     driver: ctypes.CDLL
+    compute_capability: int = 87
 
     @classmethod
     def make(cls) -> Device:
         """Both, loaded; the driver is the library's own."""
-        library = fresh_library(built_driver())
-        driver = ctypes.CDLL(str(built_driver()))
+        return cls._over(built_driver(), built_library())
+
+    @classmethod
+    def make_ptx(cls) -> Device:
+        """The kernels' PTX is executed, as it would be by a GPU newer than all machine code."""
+        return cls._over(built_ptx_driver(), built_ptx_library(), 100)
+
+    @classmethod
+    def _over(cls, driver_path: Path, library_path: Path, compute_capability: int = 87) -> Device:
+        library = fresh_library(driver_path, library_path)
+        driver = ctypes.CDLL(str(driver_path))
         driver.fake_calls.restype = ctypes.c_char_p
         driver.fake_arguments.restype = ctypes.c_void_p
         driver.fake_allocations.restype = ctypes.c_int64
-        return cls(library, driver)
+        return cls(library, driver, compute_capability)
 
     def reset(self, **settings: int) -> None:
         """A new context on a device with these settings, and no faults."""
-        defaults = {"compute_capability": 87, "multiprocessors": 16, "integrated": 0, "context": 1, "run": 1,
-                    "schedule": 0}
+        defaults = {"compute_capability": self.compute_capability, "multiprocessors": 16, "integrated": 0, "context": 1,
+                    "run": 1, "schedule": 0}
         for name, value in (defaults | {"context_id": next(CONTEXT_IDS)} | settings).items():
             self.driver.fake_set(name.encode(), value)
         self.driver.fake_work()
@@ -192,6 +224,18 @@ class Device:
         self._check(handle is None)
         return OpHandle(self, ctypes.c_void_p(handle))
 
+    @contextmanager
+    def lent(self, arrays: Sequence[np.ndarray]) -> Iterator[None]:
+        """The arrays are memory of the device meanwhile."""
+        pieces = [(ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)) for array in arrays]
+        for piece in pieces:
+            self.driver.fake_lend(*piece)
+        try:
+            yield
+        finally:
+            for address, _ in pieces:
+                self.driver.fake_take_back(address)
+
     def _check(self, failed: int) -> None:
         if failed:
             raise KernelError(self.library.edge_awq_last_error().decode())
@@ -215,9 +259,10 @@ class OpHandle:
         """edge_awq_enqueue(), with a workspace of exactly the right size unless one is given."""
         if workspace is None:
             workspace = np.full(self.workspace_bytes(*inputs), 0xFF, np.uint8)
-        self.device._check(self.device.library.edge_awq_enqueue(
-            self.handle, tensors(inputs), len(inputs), tensors(outputs), len(outputs),
-            ctypes.c_void_p(workspace.ctypes.data), ctypes.c_void_p(stream)))
+        with self.device.lent([*inputs, *outputs, workspace]):
+            self.device._check(self.device.library.edge_awq_enqueue(
+                self.handle, tensors(inputs), len(inputs), tensors(outputs), len(outputs),
+                ctypes.c_void_p(workspace.ctypes.data), ctypes.c_void_p(stream)))
 
     def close(self) -> None:
         """edge_awq_destroy()."""

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from library_harness import DRIVER_VARIABLE, HERE, build_kernels, build_library, built_ptx_driver, folder
+from library_harness import (
+    DRIVER_VARIABLE,
+    HERE,
+    build_kernels,
+    built_ptx_driver,
+    built_ptx_library,
+    folder,
+    ptx_texts,
+)
 
 from edge_awq.plugins import OVERRIDE
 
@@ -21,9 +29,6 @@ LANE = HERE.parent / "gpu" / "test_kernels.py"
 FEW = "softcap and 37 or test_integer_matmul and 17x192 or sample and 5003 or norms or embedding or everything"
 
 COMMENT = re.compile("//.*")
-
-pytestmark = pytest.mark.skipif(build_kernels.Nvrtc.find() is None,
-                                reason=f"NVRTC is not installed: pip install {build_kernels.NVRTC_REQUIREMENT}")
 
 
 @dataclass(frozen=True)
@@ -68,26 +73,16 @@ class Machine:
         return path
 
 
-def machine_for(driver, architecture):
-    """With all kernels; ``compute_80`` has no dependent launches. The library takes it for the newest PTX."""
-    nvrtc, where = build_kernels.Nvrtc.find(), Path(folder().name) / f"ptx-{architecture}"
-    where.mkdir()
-    texts = {where / f"{source.parent.name}_{source.stem}.{build_kernels.PTX_ARCHITECTURE}.ptx":
-             nvrtc.compile(source, architecture).decode().rstrip("\0") for source in build_kernels.KERNELS}
-    for path, text in texts.items():
-        path.write_text(text)
+def machine_for(architecture):
+    """With all kernels; ``compute_80`` has no dependent launches."""
+    texts = tuple(ptx_texts(architecture).values())
     is_dependent = architecture == build_kernels.PTX_ARCHITECTURE
-    return Machine(driver, build_library(where, list(texts)), tuple(texts.values()), is_dependent)
+    return Machine(built_ptx_driver(), built_ptx_library(architecture), texts, is_dependent)
 
 
 @pytest.fixture(scope="module")
-def driver():
-    return built_ptx_driver()
-
-
-@pytest.fixture(scope="module")
-def machine(driver):
-    return machine_for(driver, build_kernels.PTX_ARCHITECTURE)
+def machine():
+    return machine_for(build_kernels.PTX_ARCHITECTURE)
 
 
 def test_the_gpu_lane_passes_and_runs_every_kernel(machine):
@@ -97,9 +92,9 @@ def test_the_gpu_lane_passes_and_runs_every_kernel(machine):
     assert ran == {name for text in machine.texts for name in re.findall(r"\.entry (\w+)", text)}
 
 
-def test_ptx_for_the_oldest_gpus(driver):
+def test_ptx_for_the_oldest_gpus():
     """Warps and blocks come in another order, and there are many multiprocessors."""
-    done, ran = machine_for(driver, "compute_80").run(FEW, settings="schedule=3 multiprocessors=108")
+    done, ran = machine_for("compute_80").run(FEW, settings="schedule=3 multiprocessors=108")
     assert done.returncode == 0, done.stdout[-3000:]
     assert len(ran) > 20
 

@@ -44,6 +44,12 @@ def device():
     return Device.make()
 
 
+@pytest.fixture(scope="module", params=[Device.make, Device.make_ptx], ids=["source", "ptx"])
+def any_device(request):
+    """The kernels' own source on a CPU, and their PTX."""
+    return request.param()
+
+
 def attributes(node):
     return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute
             if not entry.name.startswith("plugin_")}
@@ -129,24 +135,24 @@ def byte_limit(error, attentions):
 
 @pytest.mark.parametrize("kv_bits", [16, 8])
 @pytest.mark.parametrize("architecture", ["llama3", "mpt-clipped", "gemma2"])
-def test_kernels_compute_a_prompt(device, architecture, kv_bits, tmp_path, monkeypatch):
+def test_kernels_compute_a_prompt(any_device, architecture, kv_bits, tmp_path, monkeypatch):
     """The graph for prompts: a chunk of more than 8 tokens, a short one, a long one; only the kernels round."""
     build_tiny(tmp_path, architecture)
     lowered = lower(canonical(tmp_path), LoweringOptions(choose=True, most_rows=16, kv_bits=kv_bits))
     weights = tmp_path / "weights.safetensors"
     expected = LoweredReference(lowered, weights, 28, exact=True)
-    monkeypatch.setattr("edge_awq.engine.trt.reference.OPS", on_device(device))
+    monkeypatch.setattr("edge_awq.engine.trt.reference.OPS", on_device(any_device))
     found = LoweredReference(lowered, weights, 28)
     nodes = plugins(lowered.model)
     attentions = sum(node.op_type == names.ATTENTION for node in nodes)
     limit = half_limit(lowered.model)
     limit += 0 if kv_bits == 16 else byte_limit(limit, attentions)
     for ids, extra in ((random_ids(13), attentions), (random_ids(2, seed=2), 0), (random_ids(9, seed=3), attentions)):
-        device.reset()
+        any_device.reset()
         kernels, meant = found(ids), expected(ids)
         assert relative_l2(kernels["logits"], meant["logits"]) <= limit
         np.testing.assert_array_equal(kernels["tokens"], kernels["logits"].argmax(-1))
-        assert len(device.calls("cuLaunchKernel")) == len(nodes) + extra
+        assert len(any_device.calls("cuLaunchKernel")) == len(nodes) + extra
 
 
 def test_attributes_are_those_that_creators_list(device):
@@ -226,15 +232,15 @@ ADJUSTED = dict.fromkeys(("mpt-clipped", "gemma2"), "decode_attention_64_adjuste
 
 
 @pytest.mark.parametrize("architecture", ["llama3", "qwen2", "mpt-clipped", "falcon", "qwen3", "opt", "gemma2"])
-def test_kernels_compute_the_lowered_graph(device, architecture, tmp_path, monkeypatch):
+def test_kernels_compute_the_lowered_graph(any_device, architecture, tmp_path, monkeypatch):
     """A chunk and a token, as the reference with its roundings computes them; the tokens too, greedy, then drawn."""
     build_tiny(tmp_path, architecture)
     lowered = lower(canonical(tmp_path), LoweringOptions(choose=True))
     weights = tmp_path / "weights.safetensors"
     expected = LoweredReference(lowered, weights, 12)
-    monkeypatch.setattr("edge_awq.engine.trt.reference.OPS", on_device(device))
+    monkeypatch.setattr("edge_awq.engine.trt.reference.OPS", on_device(any_device))
     found = LoweredReference(lowered, weights, 12)
-    device.reset()
+    any_device.reset()
     found.seed = 2**63 + 5
     for ids, settings in ((random_ids(3), [0, 0, 0, 0]), (random_ids(1, seed=2), [1.5, 20, 0.9, 0])):
         found.settings[:] = settings
@@ -243,7 +249,7 @@ def test_kernels_compute_the_lowered_graph(device, architecture, tmp_path, monke
         assert relative_l2(kernels["logits"], meant["logits"]) <= KERNEL_LIMIT
         for row, (logits, token) in enumerate(zip(kernels["logits"][0], kernels["tokens"][0], strict=True)):
             assert token == draw(logits, found.settings, found.seed, first + row)
-    launches = [line.split()[0] for line in device.calls("cuLaunchKernel")]
+    launches = [line.split()[0] for line in any_device.calls("cuLaunchKernel")]
     assert len(launches) == 2 * len(plugins(lowered.model))
     kernels = {name for name in launches if "attention" in name}
     assert kernels == {ADJUSTED.get(architecture, "decode_attention_64")}
