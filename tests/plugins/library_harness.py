@@ -85,7 +85,7 @@ def built_ptx_driver() -> Path:
 
 
 @functools.cache
-def ptx_texts(architecture: str = build_kernels.PTX_ARCHITECTURE) -> dict[str, str]:
+def ptx_texts(architecture: str) -> dict[str, str]:
     """What NVRTC makes of each kernel file, under the name that the library's build wants of its newest PTX."""
     nvrtc = build_kernels.Nvrtc.find()
     if nvrtc is None:
@@ -95,7 +95,7 @@ def ptx_texts(architecture: str = build_kernels.PTX_ARCHITECTURE) -> dict[str, s
 
 
 @functools.cache
-def built_ptx_library(architecture: str = build_kernels.PTX_ARCHITECTURE) -> Path:
+def built_ptx_library(architecture: str) -> Path:
     """The real library with PTX alone."""
     where = Path(folder().name) / f"ptx-{architecture}"
     where.mkdir()
@@ -177,7 +177,7 @@ class Device:
     @classmethod
     def make_ptx(cls) -> Device:
         """The kernels' PTX is executed, as it would be by a GPU newer than all machine code."""
-        return cls._over(built_ptx_driver(), built_ptx_library(), 100)
+        return cls._over(built_ptx_driver(), built_ptx_library(build_kernels.PTX_ARCHITECTURE), 100)
 
     @classmethod
     def _over(cls, driver_path: Path, library_path: Path, compute_capability: int = 87) -> Device:
