@@ -121,6 +121,19 @@ def test_everything_around_a_matmul(device, rng, bits):
     assert_product(device.get(y), matrix, x, roundings(1088), tolerance, **linear)
 
 
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("rows", [3, 6])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (4, 64), (8, 128)])
+def test_norm_in_front(device, rng, bits, group_size, rows, norm):
+    matrix, x = random_matrix(rng, 33, 320, group_size, bits), activations(rng, rows, 320)
+    linear = {"norm": norm, "norm_weight": rng.standard_normal(320).astype(np.float32)}
+    op = device.op(f"Int{bits}MatMul", K=320, N=33, group_size=group_size, norm=1 + (norm == "layer"),
+                   norm_epsilon=EPSILON)
+    y = device.poisoned((rows, 33))
+    op.run([device.put(each) for each in (x, *stored(matrix), linear["norm_weight"])], [y])
+    assert_product(device.get(y), matrix, x, roundings(320), cut(matrix, rows), **linear)
+
+
 @pytest.mark.parametrize(("K", "rows", "norm"), [(4096, 6, "rms"), (4544, 5, "rms"), (2560, 8, None)])
 def test_rows_that_fill_what_static_shared_memory_leaves(device, rng, K, rows, norm):
     """Up to 48 KiB of dynamic shared memory, and more together with the static."""
@@ -288,6 +301,56 @@ def test_dependent_launch_changes_nothing(device, rng):
         np.testing.assert_array_equal(run_matmul(device, matrix, x), plain)
     finally:
         device.library.edge_awq_set_dependent_launch(0)
+
+
+def chain(device, rng, bits, rows):
+    """A decoder of one layer, each launch reading what those before wrote.
+
+    Returns:
+        Its tokens, which it reads and writes; its launches, each (op, inputs, outputs, workspace); hidden and logits.
+    """
+    heads, kv, size, K, vocabulary = 4, 2, 64, 256, 96
+    weights = lambda N: [device.put(each) for each in stored(random_matrix(rng, N, K, 64, bits))]  # noqa: E731
+    linear = lambda N, **more: device.op(f"Int{bits}MatMul", K=K, N=N, group_size=64, **more)  # noqa: E731
+    halves = lambda *shape: device.put((0.1 * rng.standard_normal(shape)).astype(np.float16))  # noqa: E731
+    ones = device.put(np.ones(K, np.float32))
+    normed, scale = ({"norm": 1, "norm_epsilon": EPSILON}, [ones]) if rows <= GEMV_ROWS else ({}, [])
+    hidden, q, k, v, y = (device.poisoned((1, rows, columns)) for columns in (K, heads * size, kv * size, kv * size, K))
+    tokens, logits = device.poisoned((1, rows), np.int64), device.poisoned((1, rows, vocabulary), np.float32)
+    angles, caches = rng.uniform(0, 7, (64, size // 2)).astype(np.float32), [halves(1, kv, 64, size) for _ in range(2)]
+    attention = device.op("CachedAttention", num_heads=heads, kv_num_heads=kv, head_size=size, scale=0.125, window=0,
+                          softcap=0.0, has_slopes=0)
+    tables = [device.put(each) for each in (np.array([20]), np.cos(angles), np.sin(angles))]
+    embedding = device.op("TokenEmbedding", vocabulary=vocabulary, size=K)
+    steps = [(embedding, [tokens, halves(vocabulary, K)], [hidden])]
+    steps += [(linear(out.shape[-1], **normed), [hidden, *weights(out.shape[-1]), *scale], [out]) for out in (q, k, v)]
+    steps += [(attention, [q, k, v, *caches, *tables], [y, *caches]),
+              (linear(K, has_residual=1), [y, *weights(K), hidden], [hidden]),
+              (device.op("RmsNorm", epsilon=EPSILON), [hidden, ones], [y]),
+              (linear(vocabulary, fp32_output=1), [y, *weights(vocabulary)], [logits]),
+              (device.op("GreedyToken"), [logits], [tokens])]
+    return tokens, [(op, inputs, outputs, op.workspace(inputs)) for op, inputs, outputs in steps], [hidden, logits]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [1, 12])
+def test_a_chain_of_dependent_launches(device, rng, rows, bits):
+    """Nobody waits between: what one launch writes the next reads, after griddepcontrol.wait if it began early."""
+    tokens, steps, results = chain(device, rng, bits, rows)
+    seen = []
+    for is_dependent in (0, 1, 1):
+        device.gpu.write(tokens.address, np.arange(rows, dtype=np.int64))
+        device.gpu.synchronize()
+        device.library.edge_awq_set_dependent_launch(is_dependent)
+        try:
+            for op, inputs, outputs, workspace in 2 * steps:
+                op.launch(inputs, outputs, workspace)
+            device.gpu.synchronize()
+        finally:
+            device.library.edge_awq_set_dependent_launch(0)
+        assert np.isfinite(device.get(results[1])).all()
+        seen.append([device.get(each).tobytes() for each in (tokens, *results)])
+    assert seen[0] == seen[1] == seen[2]
 
 
 def test_a_captured_graph_computes_the_same(device, rng):

@@ -1,10 +1,8 @@
 """The machine that executes PTX (ptx/), instruction by instruction, against numpy: what test_ptx.py rests on."""
 
-import ctypes
-
 import numpy as np
 import pytest
-from library_harness import built_ptx_driver, need_compiler
+from ptx_harness import Driver, FaultError
 
 HEAD = """.version 8.5
 .target sm_90
@@ -26,45 +24,9 @@ PLACE = """\tmov.u32 %r0, %tid.x;
 WORDS = {"b16": ("rs", "u16", 2), "b32": ("r", "u32", 4), "f32": ("f", "f32", 4)}  # registers, loads, bytes
 
 
-class Driver:
-    """The machine behind CUDA's driver functions."""
-
-    def __init__(self, path):
-        self.library = ctypes.CDLL(str(path))
-        self.library.cuMemAlloc_v2.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
-    def run(self, text, arrays, blocks, threads):
-        """Launch ``probe`` over copies of the arrays, up to four; returns the last one as it is afterwards."""
-        library, module, function = self.library, ctypes.c_void_p(), ctypes.c_void_p()
-        self.check(library.cuModuleLoadData(ctypes.byref(module), text.encode()))
-        self.check(library.cuModuleGetFunction(ctypes.byref(function), module, b"probe"))
-        addresses = [ctypes.c_void_p() for _ in arrays]
-        for address, array in zip(addresses, arrays, strict=True):
-            self.check(library.cuMemAlloc_v2(ctypes.byref(address), array.nbytes))
-            library.cuMemcpyHtoD_v2(address, array.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(array.nbytes))
-        given = (ctypes.c_uint64 * 4)(*(address.value for address in addresses))
-        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(given))
-        try:
-            self.check(library.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, 0, None, parameters, None))
-            result = arrays[-1].copy()
-            library.cuMemcpyDtoH_v2(result.ctypes.data_as(ctypes.c_void_p), addresses[-1],
-                                    ctypes.c_size_t(result.nbytes))
-        finally:
-            for address in addresses:
-                library.cuMemFree_v2(address)
-        return result
-
-    def check(self, status):
-        if status:
-            text = ctypes.c_char_p()
-            self.library.cuGetErrorString(status, ctypes.byref(text))
-            raise RuntimeError(text.value.decode())
-
-
 @pytest.fixture(scope="module")
 def driver():
-    need_compiler()
-    return Driver(built_ptx_driver())
+    return Driver()
 
 
 def elementwise(driver, instruction, kinds, *inputs, last=None):
@@ -86,7 +48,7 @@ def elementwise(driver, instruction, kinds, *inputs, last=None):
     count = len(inputs[0])
     assert count % 256 == 0
     output = np.zeros(count, {"b16": np.uint16, "b32": np.uint32, "f32": np.float32}[kinds[0]])
-    return driver.run("\n".join(lines), [*inputs, output], count // 256, 256)
+    return driver.run("\n".join(lines), [*inputs, output], blocks=count // 256, threads=256)[-1]
 
 
 @pytest.fixture
@@ -189,7 +151,7 @@ def test_product_of_a_tensor_core(driver, rng):
     lines += ["\tmma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0, %f1, %f2, %f3}, {%r8, %r9, %r10, %r11}, "
               "{%r16, %r17}, {%f24, %f25, %f26, %f27};"]
     lines += [f"\tst.global.f32 [%rd12+{4 * word}], %f{word};" for word in range(4)] + ["\tret;", "}"]
-    found = driver.run("\n".join(lines), [of_a, of_b, of_c], 1, 32)
+    found = driver.run("\n".join(lines), [of_a, of_b, of_c])[-1]
     product = np.zeros((16, 8))
     product[rows, columns] = found
     np.testing.assert_array_equal(product, a.astype(np.float64) @ b.astype(np.float64) + c)
@@ -207,7 +169,7 @@ def test_matrices_from_shared_memory(driver, transposed):
              f"\tldmatrix.sync.aligned.m8n8.x4{'.trans' * transposed}.shared.b16 {{%r12, %r13, %r14, %r15}}, [%r6];",
              "\tld.param.u64 %rd3, [p+8];", "\tadd.s64 %rd4, %rd3, %rd1;",
              "\tst.global.v4.u32 [%rd4], {%r12, %r13, %r14, %r15};", "\tret;", "}"]
-    found = driver.run("\n".join(lines), [matrices, np.zeros((32, 4), np.uint32)], 1, 32)
+    found = driver.run("\n".join(lines), [matrices, np.zeros((32, 4), np.uint32)])[-1]
     read = matrices.transpose(0, 2, 1) if transposed else matrices
     pairs = read[:, GROUP[:, None], 2 * THREAD[:, None] + np.arange(2)]  # [matrix, lane, 2]
     np.testing.assert_array_equal(found.view(np.uint16).reshape(32, 4, 2), pairs.transpose(1, 0, 2))
@@ -220,6 +182,6 @@ def test_matrices_from_shared_memory(driver, transposed):
 def test_faults_say_what_and_where(driver, body, words):
     lines = [HEAD, PLACE, "\tld.param.u64 %rd0, [p];", *(f"\t{each.strip()};" for each in body[:-1].split(";")),
              "\tret;", "}"]
-    with pytest.raises(RuntimeError) as caught:
-        driver.run("\n".join(lines), [np.zeros(256, np.uint32)], 1, 64)
+    with pytest.raises(FaultError) as caught:
+        driver.run("\n".join(lines), [np.zeros(256, np.uint32)], threads=64)
     assert words in str(caught.value)

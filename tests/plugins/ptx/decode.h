@@ -2,6 +2,8 @@
 // opcode with all its modifiers, as instructions.h and collective.h fill it; no other is known.
 #pragma once
 
+#include <set>
+
 #include "machine.h"
 #include "text.h"
 
@@ -122,6 +124,8 @@ class Decoder {
 
   Slot constant(const std::string& name, int bits) {
     if (name[0] == '%') {
+      static const std::set<std::string> known = {"%tid.x", "%ntid.x", "%ctaid.x", "%nctaid.x"};
+      if (!known.count(name)) wrong(name + " is not known");
       const auto [place, is_new] = kernel_.specials.try_emplace(name);
       if (bits != 32) wrong(name + " has 32 bits");
       if (is_new) place->second = allocate(lane_bytes(32), kAllLanes);
