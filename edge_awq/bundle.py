@@ -16,10 +16,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edge_awq.errors import EdgeAwqError
 from edge_awq.export.ops import CONTRACT_VERSION
@@ -194,10 +195,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes, writer: str = "") -> None:
     """The same for bytes; ``writer`` tells apart who may write the same file at once."""
+    with replacing_file(path, writer) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing_file(path: Path, writer: str = "") -> Iterator[BinaryIO]:
+    """The same for what is written in pieces: a file that becomes ``path`` when the block ends without an error."""
     temporary = path.with_name(f"{path.name}{writer}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

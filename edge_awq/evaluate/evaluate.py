@@ -101,7 +101,7 @@ def _check(request: EvalRequest) -> None:
 def _find_reference(request: EvalRequest, stack: ExitStack, progress: Progress) -> tuple[Passage, Reference | None]:
     """The text's windows, and what the reference foretells of them, if there is one."""
     if request.reference is None:
-        bundle = Bundle.open(request.bundles[0])
+        bundle = Bundle.open(request.bundles[0], verify=False)  # its hashes are checked when it is loaded
         return _cut(request, read_vocabulary(bundle.path).tokenizer, bundle.manifest.context), None
     path = Path(request.reference).expanduser()
     if path.is_file():
@@ -137,7 +137,7 @@ def _cut(request: EvalRequest, tokenizer: Tokenizer, positions: int) -> Passage:
 
 
 def _save_bundle(save: Path, request: EvalRequest, path: Path, progress: Progress) -> None:
-    bundle = Bundle.open(path)
+    bundle = Bundle.open(path, verify=False)
     passage = _cut(request, read_vocabulary(path).tokenizer, bundle.manifest.context)
     with _opened(path, passage, request.loading, progress) as session:
         parts = (_run(session, passage, index) for index in _windows(passage, progress, path.name))

@@ -10,14 +10,13 @@ that what remains of it in a mean KL is of second order: below 1e-6 nats where l
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from edge_awq.bundle import replacing_file
 from edge_awq.errors import EdgeAwqError
 from edge_awq.evaluate.score import log_softmax
 from edge_awq.texts import Windows
@@ -88,7 +87,7 @@ def write_reference(path: Path, name: str, passage: Passage, found: Iterable[np.
     Args:
         found: log probabilities [foretold tokens, V] float16 of one window after the other.
     """
-    with _replacing(path) as partial, zipfile.ZipFile(partial, "w", allowZip64=True) as archive:
+    with replacing_file(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         _write(archive, "ids", np.array(passage.windows.ids, np.int32))
         for entry, value in (("opening", passage.windows.opening), ("name", name), ("text", passage.text)):
             _write(archive, entry, np.array(value))
@@ -116,15 +115,3 @@ def read_reference(path: Path) -> Reference:
 def _write(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
         np.lib.format.write_array(file, array, allow_pickle=False)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """A file to write that takes the place of ``path`` when the block ends without an error."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

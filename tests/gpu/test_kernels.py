@@ -310,9 +310,16 @@ def chain(device, rng, bits, rows):
         Its tokens, which it reads and writes; its launches, each (op, inputs, outputs, workspace); hidden and logits.
     """
     heads, kv, size, K, vocabulary = 4, 2, 64, 256, 96
-    weights = lambda N: [device.put(each) for each in stored(random_matrix(rng, N, K, 64, bits))]  # noqa: E731
-    linear = lambda N, **more: device.op(f"Int{bits}MatMul", K=K, N=N, group_size=64, **more)  # noqa: E731
-    halves = lambda *shape: device.put((0.1 * rng.standard_normal(shape)).astype(np.float16))  # noqa: E731
+
+    def weights(N):
+        return [device.put(each) for each in stored(random_matrix(rng, N, K, 64, bits))]
+
+    def linear(N, **more):
+        return device.op(f"Int{bits}MatMul", K=K, N=N, group_size=64, **more)
+
+    def halves(*shape):
+        return device.put((0.1 * rng.standard_normal(shape)).astype(np.float16))
+
     ones = device.put(np.ones(K, np.float32))
     normed, scale = ({"norm": 1, "norm_epsilon": EPSILON}, [ones]) if rows <= GEMV_ROWS else ({}, [])
     hidden, q, k, v, y = (device.poisoned((1, rows, columns)) for columns in (K, heads * size, kv * size, kv * size, K))

@@ -12,7 +12,7 @@ from fake_cuda import ORIN, FakeCuda
 from fake_engine import ACTIVATION_BYTES
 from fake_tensorrt import VOCAB, toy_logits
 from safetensors import safe_open
-from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, check_chat, expected_weights_sum, install, make_bundle
+from toy_bundle import CHUNK, CONTEXT, MOST_ROWS, check_chat, expected_weights_sum, install, make_bundle, opened
 
 from edge_awq.bundle import Bundle
 from edge_awq.engine.trt import compile_bundle, open_engine, upload
@@ -31,11 +31,7 @@ def bundle(tmp_path):
                 ids=lambda param: f"{param[0]}-kv{param[1]}")
 def machine(request, bundle, monkeypatch):
     """An engine and the GPU that it runs on, for each kind of TensorRT and of cache."""
-    version, kv_bits = request.param
-    cuda = install(monkeypatch, version=version)
-    engine = open_engine(bundle, kv_bits=kv_bits)
-    yield engine, cuda
-    engine.close()
+    yield from opened(monkeypatch, bundle, *request.param)
 
 
 def expected(tokens):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_tensorrt import VOCAB, toy_logits
-from toy_bundle import CHUNK, CONTEXT, expected_weights_sum, install, make_bundle
+from toy_bundle import CHUNK, CONTEXT, expected_weights_sum, install, make_bundle, opened
 
 from edge_awq.engine.trt import open_engine
 from edge_awq.errors import EdgeAwqError
@@ -35,11 +35,7 @@ def bundle(tmp_path):
 
 @pytest.fixture(params=[("10.3.0", 16), ("8.6.2", 8)], ids=lambda param: f"{param[0]}-kv{param[1]}")
 def machine(request, bundle, monkeypatch):
-    version, kv_bits = request.param
-    cuda = install(monkeypatch, version=version)
-    engine = open_engine(bundle, kv_bits=kv_bits)
-    yield engine, cuda
-    engine.close()
+    yield from opened(monkeypatch, bundle, *request.param)
 
 
 def logits_after(text):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from onnx import TensorProto, helper
 
 from edge_awq.bundle import Manifest, seal
 from edge_awq.detect import Machine
+from edge_awq.engine.trt import open_engine
 from edge_awq.export.ops import CONTRACT_VERSION
 from edge_awq.runner.lookup import LookupEngine
 from edge_awq.runner.prefix import PrefixEngine
@@ -120,13 +120,17 @@ def install(monkeypatch, cuda=None, version="10.3.0", script=None, power_mode="M
     package = "edge_awq.engine.trt"
     monkeypatch.setitem(sys.modules, f"{package}.lower", SimpleNamespace(lower=lower))
     monkeypatch.setitem(sys.modules, f"{package}.draft", SimpleNamespace(LoweringOptions=LoweringOptions))
-    for name, stand_in in (("names", SimpleNamespace(LOWERING_VERSION=1)),
-                           ("weight_input", SimpleNamespace(WeightInput=ToyWeight))):
-        if f"{package}.{name}" not in sys.modules and importlib.util.find_spec(f"{package}.{name}") is None:
-            monkeypatch.setitem(sys.modules, f"{package}.{name}", stand_in)
     if version.startswith("8"):
         monkeypatch.setattr("numpy.__version__", "1.26.4")
     return cuda
+
+
+def opened(monkeypatch, bundle, version, kv_bits):
+    """What a fixture yields: an engine of the bundle and the GPU that it runs on; closed afterwards."""
+    cuda = install(monkeypatch, version=version)
+    engine = open_engine(bundle, kv_bits=kv_bits)
+    yield engine, cuda
+    engine.close()
 
 
 class Notes:
