@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from edge_awq.evaluate.reference import CHUNK, Passage, to_halves
-from edge_awq.evaluate.score import log_softmax
+from edge_awq.evaluate.score import log_probabilities
 from edge_awq.model.decoder import Decoder, embed_tokens, head_logits, run_block
 from edge_awq.progress import Progress
 
 
-def log_probabilities(decoder: Decoder, passage: Passage, progress: Progress) -> Iterator[np.ndarray]:
+def halves_of(decoder: Decoder, passage: Passage, progress: Progress) -> Iterator[np.ndarray]:
     """Log probabilities [foretold tokens, V] float16 of one window after the other."""
     config, tables = decoder.config, decoder.embedding()
     hidden = [embed_tokens(config, tables, torch.tensor([ids])) for ids in passage.windows.ids]
@@ -28,4 +28,4 @@ def log_probabilities(decoder: Decoder, passage: Passage, progress: Progress) ->
     for x in hidden:
         parts = x[0, passage.first : -1].split(CHUNK)
         found = (head_logits(config, part, vectors, head).numpy() for part in parts)
-        yield np.concatenate([to_halves(log_softmax(logits)) for logits in found])
+        yield np.concatenate([to_halves(log_probabilities(logits)) for logits in found])

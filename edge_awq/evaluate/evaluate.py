@@ -23,7 +23,7 @@ from edge_awq.evaluate.reference import (
     to_halves,
     write_reference,
 )
-from edge_awq.evaluate.score import Quality, Tally, log_softmax
+from edge_awq.evaluate.score import Quality, Tally, log_probabilities
 from edge_awq.lazy import require
 from edge_awq.progress import Progress
 from edge_awq.runner.session import Session, load
@@ -147,7 +147,7 @@ def _save_bundle(save: Path, request: EvalRequest, path: Path, progress: Progres
 
 def _save_checkpoint(save: Path, request: EvalRequest, progress: Progress) -> None:
     require("torch", "quantize")
-    from edge_awq.evaluate.checkpoint import log_probabilities
+    from edge_awq.evaluate.checkpoint import halves_of
     from edge_awq.model.decoder import load_decoder
     from edge_awq.model.source import resolve_source
     from edge_awq.model.tokenizer import read_tokenizer
@@ -155,7 +155,7 @@ def _save_checkpoint(save: Path, request: EvalRequest, progress: Progress) -> No
     source = resolve_source(str(request.reference))
     decoder = load_decoder(source.folder)
     passage = _cut(request, read_tokenizer(source.folder), decoder.config.max_positions)
-    write_reference(save, source.name, passage, log_probabilities(decoder, passage, progress))
+    write_reference(save, source.name, passage, halves_of(decoder, passage, progress))
 
 
 def _evaluate(path: Path, passage: Passage, reference: Reference | None, loading: Mapping[str, Any],
@@ -194,7 +194,7 @@ def _run(session: Session, passage: Passage, index: int) -> Iterator[tuple[slice
     ids = passage.windows.ids[index]
     session.reset()
     for start in range(0, len(ids) - 1, CHUNK):
-        log_q = log_softmax(session.engine.logits(ids[start : min(start + CHUNK, len(ids) - 1)]))
+        log_q = log_probabilities(session.engine.logits(ids[start : min(start + CHUNK, len(ids) - 1)]))
         before = max(passage.first - start, 0)  # rows of the opening
         if before < len(log_q):
             begin = start + before - passage.first

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from edge_awq.bundle import replacing_file
+from edge_awq.distributions import log_softmax
 from edge_awq.errors import EdgeAwqError
-from edge_awq.evaluate.score import log_softmax
 from edge_awq.texts import Windows
 
 CHUNK = 64  # tokens whose logits are in memory at once

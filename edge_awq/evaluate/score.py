@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from edge_awq.distributions import divergence, log_softmax
 from edge_awq.engine.base import not_finite
 
 
@@ -82,25 +83,15 @@ class Tally:
                        reference_perplexity=float(np.exp(reference_nll.mean())))
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log probabilities [tokens, V] float32 of logits [tokens, V].
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Log probabilities [tokens, V] float32 of a model's logits [tokens, V] float32.
 
     Raises:
         EdgeAwqError: a row holds NaN, or its largest logit is infinite.
     """
-    highest = logits.max(1, keepdims=True)
-    if not np.isfinite(highest).all():
+    if not np.isfinite(logits.max(1)).all():
         raise not_finite()
-    shifted = logits - highest
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True, dtype=np.float64)).astype(np.float32)
-
-
-def divergence(log_p: np.ndarray, log_q: np.ndarray) -> np.ndarray:
-    """KL(p || q) of each row, nats: log_p, log_q [tokens, V] float32 -> [tokens] float64."""
-    p = np.exp(log_p)
-    with np.errstate(invalid="ignore"):  # what has no probability in p counts nothing, whatever q gives it
-        terms = np.where(p > 0, p * (log_p - log_q), 0)
-    return terms.sum(1, dtype=np.float64)
+    return log_softmax(logits)
 
 
 def _error(windows: np.ndarray, values: np.ndarray) -> float | None:

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from edge_awq.distributions import divergence, log_softmax
 from edge_awq.errors import EdgeAwqError
 from edge_awq.evaluate.reference import from_halves, to_halves
-from edge_awq.evaluate.score import Tally, divergence, log_softmax
+from edge_awq.evaluate.score import Tally, log_probabilities
 
 EPS = 2.0**-24
 
@@ -31,7 +32,7 @@ def test_log_probabilities(rng):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_refused(value):
     with pytest.raises(EdgeAwqError, match="not finite"):
-        log_softmax(np.array([[0.0, 1.0], [value, 0.0]], np.float32))
+        log_probabilities(np.array([[0.0, 1.0], [value, 0.0]], np.float32))
 
 
 def test_divergence_and_agreement(rng):

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from edge_awq.distributions import divergence, log_softmax
 from edge_awq.engine.ort.embedding import Embedding
 from edge_awq.engine.ort.inputs import token_inputs
 from edge_awq.engine.ort.parts import run_in_parts
@@ -91,8 +92,7 @@ def compare(probe: Probe, logits: np.ndarray, limit: float) -> AccuracyReport:
     """The report on a compiled graph that gave ``logits`` [tokens, vocab_size] for the probe."""
     exact, found = probe.logits.astype(np.float64), logits.astype(np.float64)
     errors = np.linalg.norm(found - exact, axis=1) / np.maximum(np.linalg.norm(exact, axis=1), TINY)
-    log_exact, log_found = _log_softmax(exact), _log_softmax(found)
-    kl = (np.exp(log_exact) * (log_exact - log_found)).sum(axis=1)
+    kl = divergence(log_softmax(exact), log_softmax(found))
     return AccuracyReport(
         probe_tokens=len(exact),
         limit=limit,
@@ -102,11 +102,6 @@ def compare(probe: Probe, logits: np.ndarray, limit: float) -> AccuracyReport:
         logits_kl=float(kl.mean()),
         top1_agreement=float((exact.argmax(axis=1) == found.argmax(axis=1)).mean()),
     )
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _kernels(model: onnx.ModelProto) -> list[NodeProto]:
