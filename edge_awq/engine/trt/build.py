@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from edge_awq.bundle import ENGINES, WEIGHTS, Bundle
 from edge_awq.engine.trt.bindings import Toolkit, create
 from edge_awq.engine.trt.build_progress import UNITS, deferred_interrupt, make_monitor
-from edge_awq.engine.trt.passes import CACHE, DECODE, IDS, LOGITS, PREFILL, TOKENS
+from edge_awq.engine.trt.names import IDS, LOGITS, LOWERING_VERSION, TOKENS
+from edge_awq.engine.trt.passes import CACHE, DECODE, PREFILL
 from edge_awq.engine.trt.plan_cache import EngineKey, engine_path, store_bytes, timing_cache_path, write_engine
 from edge_awq.errors import EdgeAwqError
 from edge_awq.memory import peak_rss_bytes
@@ -124,8 +125,6 @@ def compile_engine(bundle: Bundle, key: EngineKey, toolkit: Toolkit, progress: P
 
 def shape_settings(bundle: Bundle, form: Form) -> dict[str, Any]:
     """What an engine depends on besides graph and machine: for its key."""
-    from edge_awq.engine.trt.names import LOWERING_VERSION
-
     manifest = bundle.manifest
     inside = {"weights": manifest.files[WEIGHTS]["sha256"]} if form.weights_inside else {}
     return {"lowering": LOWERING_VERSION, "context": manifest.context, "prefill_chunk": manifest.prefill_chunk,

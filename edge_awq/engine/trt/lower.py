@@ -22,9 +22,17 @@ from onnx import TensorProto, helper
 import edge_awq
 from edge_awq.engine.trt.draft import STORED_AS, Draft, LoweringOptions
 from edge_awq.engine.trt.inside import put_inside
-from edge_awq.engine.trt.names import DOMAIN, IR_VERSION, LOWERING_VERSION, OPSET, STANDARD_OPS, normed_rows
+from edge_awq.engine.trt.names import (
+    DOMAIN,
+    IR_VERSION,
+    LOWERING_VERSION,
+    OPSET,
+    PAST_LENGTH,
+    SEED,
+    STANDARD_OPS,
+    normed_rows,
+)
 from edge_awq.engine.trt.rules import RULES, Rule
-from edge_awq.engine.trt.rules.logits import PAST_LENGTH, SEED
 from edge_awq.engine.trt.rules.norm import PLUGINS
 from edge_awq.engine.trt.weight_input import WeightInput
 from edge_awq.errors import EdgeAwqError

@@ -10,7 +10,10 @@ LOWERING_VERSION = 3  # grows when the same canonical graph is lowered to a diff
 
 INT4_MATMUL, INT8_MATMUL, FP16_MATMUL = "Int4MatMul", "Int8MatMul", "Fp16MatMul"
 ATTENTION, RMS_NORM, LAYER_NORM, SAMPLE = "CachedAttention", "RmsNorm", "LayerNorm", "SampleToken"
-SAMPLE_SETTINGS = ("temperature", "top_k", "top_p", "min_p")  # of its tensor ``settings``, in this order
+# Inputs and outputs of a lowered graph, besides its weights and its cache.
+IDS, PAST_LENGTH, LOGITS, TOKENS = "input_ids", "past_length", "logits", "tokens"
+SETTINGS, SEED = "sampling", "seed"  # how tokens are chosen
+SAMPLE_SETTINGS = ("temperature", "top_k", "top_p", "min_p")  # of SETTINGS, in this order
 GREEDY = "GreedyToken"  # no rule makes one: SampleToken's is the same token where nothing is drawn
 EMBEDDING = "TokenEmbedding"  # nor of these: TensorRT's own gather reads tables of float16
 

@@ -21,6 +21,7 @@ import numpy as np
 from edge_awq.engine.trt.bindings import Toolkit, because, create
 from edge_awq.engine.trt.build_progress import uninterrupted
 from edge_awq.engine.trt.cuda import Cuda, lost
+from edge_awq.engine.trt.names import IDS
 from edge_awq.errors import EdgeAwqError
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from edge_awq.engine.trt.weight_input import WeightInput
 
 DECODE, PREFILL = "decode", "prefill"
-IDS, PAST_LENGTH, NUM_LOGITS, LOGITS, TOKENS = "input_ids", "past_length", "num_logits", "logits", "tokens"
-SETTINGS, SEED = "sampling", "seed"  # how a pass chooses its tokens
+NUM_LOGITS = "num_logits"
 CACHE = ("past_key_", "past_value_")  # how names of the cache's inputs begin; outputs have present_ for past_
 # TensorRT's own nptype asks numpy for what numpy 1.24 has no longer, in older versions.
 DTYPES = {"FLOAT": np.float32, "HALF": np.float16, "INT8": np.int8, "INT32": np.int32, "INT64": np.int64}

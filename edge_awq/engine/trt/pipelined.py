@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from edge_awq.engine.base import not_finite
-from edge_awq.engine.trt.names import SAMPLE_SETTINGS
-from edge_awq.engine.trt.passes import SEED, SETTINGS, TOKENS, Pass
+from edge_awq.engine.trt.names import SAMPLE_SETTINGS, SEED, SETTINGS, TOKENS
+from edge_awq.engine.trt.passes import Pass
 from edge_awq.engine.trt.runtime import TrtEngine
 from edge_awq.errors import EdgeAwqError
 

@@ -18,9 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from edge_awq.engine.trt.lower import Lowered
-from edge_awq.engine.trt.names import SAMPLE_SETTINGS
+from edge_awq.engine.trt.names import PAST_LENGTH, SAMPLE_SETTINGS, SEED, SETTINGS
 from edge_awq.engine.trt.reference_ops import OPS
-from edge_awq.engine.trt.rules.logits import PAST_LENGTH, SEED, SETTINGS
 from edge_awq.engine.trt.weight_input import WeightInput, load
 from edge_awq.errors import EdgeAwqError
 from edge_awq.weights import read_layout

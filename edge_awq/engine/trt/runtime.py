@@ -18,7 +18,8 @@ import numpy as np
 
 from edge_awq.engine.trt.bindings import Toolkit
 from edge_awq.engine.trt.cuda import Cuda
-from edge_awq.engine.trt.passes import CACHE, DECODE, IDS, LOGITS, PAST_LENGTH, PREFILL, LoadedPlan, Pass
+from edge_awq.engine.trt.names import IDS, LOGITS, PAST_LENGTH
+from edge_awq.engine.trt.passes import CACHE, DECODE, PREFILL, LoadedPlan, Pass
 from edge_awq.engine.trt.plan_cache import StoredEngine
 from edge_awq.engine.trt.upload import PIECE_BYTES, content, upload_weights
 from edge_awq.errors import EdgeAwqError

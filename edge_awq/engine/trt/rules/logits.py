@@ -14,15 +14,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from edge_awq.engine.trt.draft import Draft, absorb, has_one_reader, matmul_of, producer
-from edge_awq.engine.trt.names import SAMPLE, SAMPLE_SETTINGS
-
-OUTPUT, TOKENS = "logits", "tokens"
-SETTINGS, SEED, PAST_LENGTH = "sampling", "seed", "past_length"
+from edge_awq.engine.trt.names import LOGITS, PAST_LENGTH, SAMPLE, SAMPLE_SETTINGS, SEED, SETTINGS, TOKENS
 
 
 def apply(draft: Draft) -> None:
     """Let the head write float32, and its last node the output."""
-    output = next(tensor for tensor in draft.graph.outputs if tensor.name == OUTPUT)
+    output = next(tensor for tensor in draft.graph.outputs if tensor.name == LOGITS)
     identity = producer(output, "Identity")
     if identity is not None and has_one_reader(identity.inputs[0], draft.graph):
         absorb(identity.inputs[0].inputs[0], identity)
